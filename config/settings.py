@@ -1,0 +1,180 @@
+"""Every setting of FLEAD, typed, with its unit, default and source.
+
+What wins, from strongest: environment variables (`FLEAD_KAFKA__PORT=9192`), `config/environment.env`, the YAML file
+(`config/project_config.yaml`, or the file that `FLEAD_CONFIG` names), the defaults here.
+
+An address that is left empty (`kafka.bootstrap_servers`, `mongodb.uri`, `flink.rest_url`) means that FLEAD starts the
+real server itself, on 127.0.0.1, and stops it again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from flead.errors import BadConfiguration
+from flead.learner import LearnerConfig
+from flead.messages import ReadingLimits
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parent
+
+Port = Annotated[int, Field(ge=1, le=65_535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Section):
+    """The broker. Topics are declared in `kafka/topics.py`."""
+
+    bootstrap_servers: str | None = Field(None, description="host:port[,host:port]; empty: the embedded broker")
+    port: Port = Field(9092, description="of the embedded broker")
+    controller_port: Port = Field(9093, description="of the embedded broker's KRaft controller")
+    partitions: int = Field(4, ge=1, description="of the topics keyed by device")
+    replication: int = Field(1, ge=1, description="copies of each partition; 3 on a cluster")
+    heap_mb: int = Field(512, ge=128, description="of the embedded broker, MiB")
+
+    @property
+    def servers(self) -> str:
+        """The address to connect to."""
+        return self.bootstrap_servers or f"127.0.0.1:{self.port}"
+
+
+class MongoSettings(_Section):
+    """The database. Collections are declared in `storage/schema.py`."""
+
+    uri: SecretStr | None = Field(None, description="mongodb://...; empty: the embedded mongod")
+    port: Port = Field(27017, description="of the embedded mongod")
+    database: str = "flead"
+    local_models_days: float = Field(7.0, gt=0, description="how long single updates are kept, days")
+
+    @property
+    def address(self) -> SecretStr:
+        """The URI to connect to."""
+        return self.uri or SecretStr(f"mongodb://127.0.0.1:{self.port}/?replicaSet=flead&directConnection=true")
+
+
+class FlinkSettings(_Section):
+    """The learning job and the cluster it runs on."""
+
+    rest_url: str | None = Field(None, description="http://host:port; empty: the embedded standalone cluster")
+    rest_port: Port = Field(8081, description="of the embedded JobManager")
+    rpc_port: Port = Field(6123, description="of the embedded JobManager")
+    task_managers: int = Field(1, ge=1, le=64, description="one slot each; also the job's parallelism")
+    jobmanager_mb: int = Field(1024, ge=768, description="whole process, MiB")
+    taskmanager_mb: int = Field(1536, ge=1024, description="whole process, MiB")
+    execution_mode: Literal["thread", "process"] = Field("thread", description="how Python functions run")
+    state_backend: Literal["hashmap", "rocksdb"] = Field("hashmap", description="rocksdb: state larger than memory")
+    checkpoint_interval_ms: int = Field(5_000, ge=200, description="also how often updates are committed, ms")
+    buffer_timeout_ms: int = Field(5, ge=0, description="longest wait of a record in a network buffer, ms")
+    state_ttl_days: float = Field(30.0, gt=0, description="a device silent for longer is forgotten, days")
+    max_restarts: int = Field(10, ge=0, description="of the job within ten minutes, before it is given up")
+
+    @property
+    def url(self) -> str:
+        """Where the REST interface answers."""
+        return (self.rest_url or f"http://127.0.0.1:{self.rest_port}").rstrip("/")
+
+
+class ServerSettings(_Section):
+    """The global server."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+    @field_validator("host")
+    @classmethod
+    def _only_this_machine(cls, host: str) -> str:
+        if host != "localhost" and not (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+            raise ValueError(
+                f"{host!r} is reachable from outside, and this server has no credentials yet: "
+                "use 127.0.0.1 and a tunnel or an authenticating proxy"
+            )
+        return host
+
+
+class AggregationSettings(_Section):
+    """When a round happens."""
+
+    min_devices: int = Field(10, ge=1, description="distinct devices with a pending update that start a round")
+    interval_s: float = Field(1_800.0, gt=0, description="a round at least this often if anything is pending, s")
+    max_weight_norm: float = Field(1e4, gt=0, description="largest Euclidean norm of an update's parameters")
+
+
+class Settings(BaseSettings):
+    """All of it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FLEAD_",
+        env_nested_delimiter="__",
+        env_file=HERE / "environment.env",
+        frozen=True,
+        extra="forbid",
+    )
+
+    run_dir: Path = Field(PROJECT / "run", description="everything a run writes: logs, databases, checkpoints")
+    kafka: KafkaSettings = KafkaSettings()
+    mongodb: MongoSettings = MongoSettings()
+    flink: FlinkSettings = FlinkSettings()
+    server: ServerSettings = ServerSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    reading: ReadingLimits = ReadingLimits()
+    learner: LearnerConfig = LearnerConfig()
+
+    @model_validator(mode="after")
+    def _state_fits(self) -> Self:
+        self.learner.check_state_fits(self.reading.max_sensors)
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the YAML below the environment."""
+        yaml = YamlConfigSettingsSource(settings_cls, os.environ.get("FLEAD_CONFIG") or HERE / "project_config.yaml")
+        return init_settings, env_settings, dotenv_settings, yaml
+
+
+def load_settings() -> Settings:
+    """Read the settings.
+
+    Raises
+    ------
+    BadConfiguration
+        naming each setting that is wrong and what is allowed
+    """
+    named = os.environ.get("FLEAD_CONFIG")
+    if named and not Path(named).is_file():
+        raise BadConfiguration(f"FLEAD_CONFIG names {named}, which is no file: correct the path or unset it")
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        raise BadConfiguration(
+            "; ".join(lines) + " (set in config/project_config.yaml or as FLEAD_SECTION__NAME in the environment)"
+        ) from None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""Every error that FLEAD raises on purpose, as one tree.
+
+::
+
+    FleadError
+    ├── BadInput                something from outside breaks a contract; the sender can mend it
+    │   ├── BadReading          a record of `flead.readings`: goes to the dead letters, with its `Reason`
+    │   ├── BadUpdate           a local update: refused with a problem document or a dead letter
+    │   ├── BadModel            weights whose shapes, numbers or architecture do not hold
+    │   └── BadDataset          a file of readings that cannot be read at all
+    ├── BadConfiguration        a setting that cannot work; names the setting and the mend
+    └── Unavailable             a part of the system that does not answer (broker, database, Flink, network)
+        ├── PortTaken           another process listens where ours should
+        └── CorruptRunFolder    what an earlier run left cannot be continued from
+
+Errors of foreign libraries are translated at the boundary where they arise. Each message says what is wrong,
+where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a record was refused; the code in a dead letter."""
+
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    BAD_NAME = "bad_name"
+    NO_SENSORS = "no_sensors"
+    TOO_MANY_SENSORS = "too_many_sensors"
+    NOT_FINITE = "not_finite"
+    OUT_OF_RANGE = "out_of_range"
+    BAD_TIME = "bad_time"
+    TIME_OUT_OF_RANGE = "time_out_of_range"
+    CORRUPT_ROW = "corrupt_row"
+    BAD_UPDATE = "bad_update"
+    BAD_MODEL = "bad_model"
+
+
+class FleadError(Exception):
+    """The root: catch this to catch everything that FLEAD raises on purpose."""
+
+
+class BadInput(FleadError):
+    """Something from outside breaks a contract.
+
+    Parameters
+    ----------
+    reason:
+        the code that scripts and dashboards group by
+    detail:
+        one line for people: what, where, what to do
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class BadReading(BadInput):
+    """A record of `flead.readings` that is not a reading."""
+
+
+class BadUpdate(BadInput):
+    """A local update that must not enter a round."""
+
+    def __init__(self, detail: str, reason: Reason = Reason.BAD_UPDATE) -> None:
+        super().__init__(reason, detail)
+
+
+class BadModel(BadInput):
+    """Weights whose shapes, numbers or architecture do not hold."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.BAD_MODEL, detail)
+
+
+class BadDataset(FleadError):
+    """A file of readings that cannot be read at all: missing, empty, of no known format."""
+
+
+class BadConfiguration(FleadError):
+    """A setting that cannot work; the message names it and the mend."""
+
+
+class Unavailable(FleadError):
+    """A part of the system does not answer."""
+
+
+class PortTaken(Unavailable):
+    """Another process listens where ours should."""
+
+
+class CorruptRunFolder(Unavailable):
+    """What an earlier run left in the run folder cannot be continued from."""

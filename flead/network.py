@@ -1,0 +1,175 @@
+"""A small multilayer perceptron whose parameters are one flat vector.
+
+One vector makes everything around the network plain: averaging, mixing, norms, state and messages are one operation
+on one array; the layers are views into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flead.errors import BadModel
+from flead.messages import ArchitectureMessage, WeightsMessage
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a network.
+
+    >>> Architecture(4, (16, 8), 4).parameter_count
+    252
+    """
+
+    input_size: int
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Every layer's width, inputs first."""
+        return (self.input_size, *self.hidden_sizes, self.output_size)
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """How many weights and biases there are."""
+        return sum((n_in + 1) * n_out for n_in, n_out in zip(self.sizes, self.sizes[1:], strict=False))
+
+    @classmethod
+    def from_message(cls, message: ArchitectureMessage) -> Architecture:
+        """Read the sizes as they travel."""
+        return cls(message.input_size, tuple(message.hidden_sizes), message.output_size)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The sizes as they travel."""
+        return {
+            "input_size": self.input_size,
+            "hidden_sizes": list(self.hidden_sizes),
+            "output_size": self.output_size,
+        }
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self.sizes))
+
+
+def layers(theta: Vector, architecture: Architecture) -> list[tuple[Vector, Vector]]:
+    """The layers of a parameter vector, as views: writing to them writes to `theta`.
+
+    Parameters
+    ----------
+    theta:
+        (parameter_count,)
+
+    Returns
+    -------
+    list of (weights (n_in, n_out), biases (n_out,))
+    """
+    views, start = [], 0
+    for n_in, n_out in zip(architecture.sizes, architecture.sizes[1:], strict=False):
+        end = start + n_in * n_out
+        views.append((theta[start:end].reshape(n_in, n_out), theta[end : end + n_out]))
+        start = end + n_out
+    return views
+
+
+def initial(architecture: Architecture, rng: np.random.Generator) -> Vector:
+    """Starting parameters, (parameter_count,): Glorot-uniform weights, zero biases, and a last layer near zero.
+
+    With a last layer near zero the network starts by predicting no change, which is the forecast to beat.
+
+    Source: Glorot and Bengio, 2010, "Understanding the difficulty of training deep feedforward neural networks".
+    """
+    theta = np.zeros(architecture.parameter_count)
+    views = layers(theta, architecture)
+    for weights, _ in views:
+        limit = np.sqrt(6.0 / sum(weights.shape))
+        weights[:] = rng.uniform(-limit, limit, weights.shape)
+    views[-1][0][:] *= 0.1
+    return theta
+
+
+def forward(views: Sequence[tuple[Vector, Vector]], x: Vector) -> list[Vector]:
+    """Every layer's output for one input, inputs first; tanh inside, linear at the end.
+
+    Parameters
+    ----------
+    x:
+        (input_size,) or a batch (n, input_size)
+    """
+    outputs = [x]
+    for weights, biases in views[:-1]:
+        outputs.append(np.tanh(outputs[-1] @ weights + biases))
+    weights, biases = views[-1]
+    outputs.append(outputs[-1] @ weights + biases)
+    return outputs
+
+
+def backward(
+    views: Sequence[tuple[Vector, Vector]], outputs: Sequence[Vector], slope: Vector, gradient: Sequence[tuple[Vector, Vector]]
+) -> None:
+    """Write the gradient of the loss for one input into the layer views `gradient`.
+
+    Parameters
+    ----------
+    outputs:
+        what `forward` gave
+    slope:
+        (output_size,), the derivative of the loss by the network's output
+    """
+    for depth in range(len(views) - 1, -1, -1):
+        inputs = outputs[depth]
+        np.multiply(inputs[:, None], slope, out=gradient[depth][0])
+        gradient[depth][1][:] = slope
+        if depth:
+            slope = (views[depth][0] @ slope) * (1.0 - inputs * inputs)
+
+
+def to_message(theta: Vector, architecture: Architecture) -> dict[str, Any]:
+    """The parameters as they travel: lists of numbers by layer, and the architecture."""
+    views = layers(theta, architecture)
+    return {
+        "weights": [weights.tolist() for weights, _ in views],
+        "biases": [biases.tolist() for _, biases in views],
+        "architecture": architecture.as_dict(),
+    }
+
+
+def from_message(message: WeightsMessage) -> tuple[Vector, Architecture]:
+    """Read parameters as they travel.
+
+    Raises
+    ------
+    BadModel
+        naming the layer whose shape does not fit the architecture, or saying that a number is not finite
+
+    >>> tiny = {"weights": [[[1.0], [2.0]]], "biases": [[0.5]],
+    ...         "architecture": {"input_size": 2, "hidden_sizes": [], "output_size": 1}}
+    >>> from_message(WeightsMessage.model_validate(tiny))[0]
+    array([1. , 2. , 0.5])
+    """
+    architecture = Architecture.from_message(message.architecture)
+    shapes = list(zip(architecture.sizes, architecture.sizes[1:], strict=False))
+    if not len(message.weights) == len(message.biases) == len(shapes):
+        raise BadModel(
+            f"architecture {architecture} has {len(shapes)} layers, "
+            f"but there are {len(message.weights)} weight matrices and {len(message.biases)} bias vectors"
+        )
+    parts: list[Vector] = []
+    for depth, (shape, rows, biases) in enumerate(zip(shapes, message.weights, message.biases, strict=True)):
+        if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
+            widths = sorted({len(row) for row in rows})
+            raise BadModel(f"weights[{depth}] must be {shape}, it has {len(rows)} rows of {widths} numbers")
+        if len(biases) != shape[1]:
+            raise BadModel(f"biases[{depth}] must be ({shape[1]},), it has {len(biases)} numbers")
+        parts += [np.asarray(rows, dtype=np.float64).ravel(), np.asarray(biases, dtype=np.float64)]
+    theta = np.concatenate(parts)
+    if not np.isfinite(theta).all():
+        raise BadModel("a weight is not a finite number")
+    return theta, architecture

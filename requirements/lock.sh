@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Pin what the *.in files ask for, with hashes and without any address. Needs uv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+compile() {
+  uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --universal \
+    --custom-compile-command requirements/lock.sh "$@"
+}
+compile requirements/pipeline.in -o requirements/pipeline.txt
+compile -c requirements/pipeline.txt requirements/dev.in -o requirements/dev.txt
