@@ -79,7 +79,6 @@ class FlinkSettings(_Section):
     state_backend: Literal["hashmap", "rocksdb"] = Field("hashmap", description="rocksdb: state larger than memory")
     checkpoint_interval_ms: int = Field(5_000, ge=200, description="also how often updates are committed, ms")
     buffer_timeout_ms: int = Field(5, ge=0, description="longest wait of a record in a network buffer, ms")
-    state_ttl_days: float = Field(30.0, gt=0, description="a device silent for longer is forgotten, days")
     max_restarts: int = Field(10, ge=0, description="of the job within ten minutes, before it is given up")
 
     @property

@@ -11,7 +11,6 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -20,12 +19,18 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from flead import network, scaling
-from flead.errors import BadConfiguration
+from flead.errors import BadConfiguration, BadModel
 from flead.messages import Reading, cohort_of
 from flead.network import Architecture, Vector
 
 STATE_LIMIT = 64 * 1024
 """Bytes of encoded state that a device may take."""
+
+
+VALUE_WINSOR = 4.0
+"""How far from its mean a value may pull the scaling, in standard deviations."""
+RESIDUAL_WINSOR = 20.0
+"""The same for residuals: wide, since their tails are heavy and a variance cut short would call them anomalies."""
 
 
 class Adoption(StrEnum):
@@ -82,9 +87,9 @@ class Outcome:
 
 
 class _Layout:
-    """Where each array lies in a learner's one buffer of float64."""
+    """Where each array lies in a learner's one buffer of float64: the parameters, then one row per field."""
 
-    FIELDS = ("mean", "variance", "count", "residual_mean", "residual_variance", "residual_count", "last", "next", "absent")
+    FIELDS = ("mean", "residual_mean", "variance", "residual_variance", "count", "residual_count", "last", "next", "absent")
 
     def __init__(self, architecture: Architecture) -> None:
         self.parameters = architecture.parameter_count
@@ -102,8 +107,8 @@ class DeviceLearner:
     config:
         hyper-parameters, the same for every device
 
-    >>> from datetime import UTC
-    >>> learner = DeviceLearner(("temperature",), LearnerConfig(warm_up=2))
+    >>> from datetime import UTC, datetime
+    >>> learner = DeviceLearner(("temperature",), LearnerConfig())
     >>> for minute, value in enumerate((20.0, 20.5, 20.0)):
     ...     reading = Reading(
     ...         device_id="m", timestamp=datetime(2024, 1, 1, 0, minute, tzinfo=UTC), sensors={"temperature": value}
@@ -114,61 +119,214 @@ class DeviceLearner:
     """
 
     __slots__ = (
-        "_buffer", "_gradient", "_gradient_views", "_views", "absent", "adopted", "architecture", "base_version",
-        "cohort", "config", "count", "error_sum", "last", "mean", "next", "residual_count", "residual_mean",
-        "residual_variance", "samples_seen", "sensors", "since_update", "theta", "variance",
+        "_buffer", "_counts", "_fresh", "_means", "_observed", "_rows", "_settled", "_variances", "_winsor", "_work",
+        "architecture", "base_version", "cohort", "config", "samples_seen", "sensors", "since_update", "theta",
     )  # fmt: skip
-
-    mean: Vector
-    variance: Vector
-    count: Vector
-    residual_mean: Vector
-    residual_variance: Vector
-    residual_count: Vector
-    last: Vector
-    next: Vector
-    absent: Vector
 
     def __init__(self, sensors: tuple[str, ...], config: LearnerConfig) -> None:
         self._attach(sensors, config, None)
         # Every device of a cohort starts from the same weights: averages of differently started networks mean little.
         rng = np.random.default_rng([config.seed, zlib.crc32(self.cohort.encode())])
         self.theta[:] = network.initial(self.architecture, rng)
-        self.last[:] = np.nan
-        self.next[:] = np.nan
         self.samples_seen = 0
         self.since_update = 0
-        self.error_sum = 0.0
         self.base_version = 0
-        self.adopted = 0
 
     def _attach(self, sensors: tuple[str, ...], config: LearnerConfig, buffer: Vector | None) -> None:
         """Lay the arrays over a buffer (a new one of zeros without it)."""
         self.sensors, self.config = sensors, config
         self.cohort = cohort_of(sensors)
         self.architecture = config.architecture(len(sensors))
-        layout = _Layout(self.architecture)
+        layout, n = _Layout(self.architecture), len(sensors)
         self._buffer = np.zeros(layout.size) if buffer is None else buffer
         self.theta = self._buffer[: layout.parameters]
-        self._views = network.layers(self.theta, self.architecture)
-        self._gradient = np.empty(layout.parameters)
-        self._gradient_views = network.layers(self._gradient, self.architecture)
-        for i, field in enumerate(layout.FIELDS):
-            start = layout.parameters + i * layout.sensors
-            setattr(self, field, self._buffer[start : start + layout.sensors])
+        self._work = network.Workspace(self.theta, self.architecture)
+        self._fresh = False  # whether the workspace holds the forward pass that made `next`
+        rows = self._buffer[layout.parameters :].reshape(len(layout.FIELDS), n)
+        self._rows = dict(zip(layout.FIELDS, rows, strict=True))
+        # Values and residuals are scaled by the same code, side by side in one array.
+        self._means, self._variances, self._counts = (rows[i : i + 2].reshape(2 * n) for i in (0, 2, 4))
+        self._winsor = np.repeat((VALUE_WINSOR, RESIDUAL_WINSOR), n)
+        self._observed = np.ones(2 * n)
+        self._settled = bool(self._rows["residual_count"].all())
 
     def process(self, reading: Reading) -> Outcome:
-        """Predict, score and learn, in that order. The reading's sensors must be among this learner's (`fit_sensors`)."""
-        x = np.array([_number(reading.sensors.get(name)) for name in self.sensors])
-        seen = ~np.isnan(x)
-        self._count_absent(reading)
-        expected = None if self.samples_seen == 0 else _by_name(self.sensors, self.next)
-        error, score, sensor = self._score(x, seen)
-        self._learn(x, seen)
-        self._remember(x, seen)
+        """Predict, score and learn, in that order; `reading` names no sensor that this learner lacks (`fitted`)."""
+        n, row = len(self.sensors), self._rows
+        x, observed = self._read(reading.sensors)
+        spread = scaling.spread(self._means, self._variances)
+        residual = x - row["next"]
+        expected = self._by_name(row["next"]) if self.samples_seen else None
+        error, score, worst = self._score(residual, spread, observed[n:])
+        self._learn(x, spread[:n], observed[n:])
+        scaling.update(
+            self._means, self._variances, self._counts, np.concatenate((x, residual)), observed,
+            memory=self.config.memory, winsor=self._winsor,
+        )  # fmt: skip
+        row["last"][:] = x
+        self._forecast()
         self.samples_seen += 1
         self.since_update += 1
-        self.error_sum += error or 0.0
         return Outcome(
-            expected, _by_name(self.sensors, self.next), error, score, score >= self.config.threshold, sensor
+            expected=expected,
+            forecast=self._by_name(row["next"]),
+            error=error,
+            score=score,
+            is_anomaly=score >= self.config.threshold,
+            sensor=None if error is None else self.sensors[worst],
         )
+
+    def _read(self, given: Mapping[str, float | None]) -> tuple[Vector, Vector]:
+        """The values (n,), a missing one as the last known; and what was observed, values then residuals (2n,)."""
+        row, n = self._rows, len(self.sensors)
+        values = [given.get(name) for name in self.sensors]
+        if len(given) == n:
+            row["absent"][:] = 0.0
+        else:
+            row["absent"] += 1.0
+            row["absent"][[name in given for name in self.sensors]] = 0.0
+        if self._settled and None not in values:
+            return np.array(values), self._observed
+        x = np.array([np.nan if value is None else value for value in values])
+        seen = np.isfinite(x)
+        observed = np.concatenate((seen, seen & (row["count"] > 0))).astype(np.float64)
+        self._settled = bool(row["residual_count"].all())
+        return np.where(seen, x, row["last"]), observed
+
+    def _score(self, residual: Vector, spread: Vector, observed: Vector) -> tuple[float | None, float, int]:
+        """Compare a reading with what was expected of it: (error, score, index of the furthest sensor).
+
+        The score is 1 - 1 / z**2, Chebyshev's bound on the probability of a residual less than z standard deviations
+        from its mean: it holds for every distribution, so it means the same on every device. 0.99 is z = 10.
+        """
+        n, row = len(self.sensors), self._rows
+        total = float(observed @ observed)
+        if self.samples_seen < scaling.WARM or not total:
+            return None, 0.0, 0
+        scale = spread[:n]
+        error = float(np.minimum(np.abs(residual) / scale, scaling.CLIP) @ observed) / total
+        fineness = np.maximum(spread[n:], scaling.RELATIVE_FLOOR * scale)
+        z = np.abs(residual - row["residual_mean"]) / fineness * observed
+        worst = int(z.argmax())
+        distance = float(z[worst])
+        warm = row["residual_count"][worst] >= self.config.warm_up
+        return error, 1.0 - distance**-2 if warm and distance > 1.0 else 0.0, worst
+
+    def _learn(self, x: Vector, scale: Vector, observed: Vector) -> None:
+        """One step of gradient descent on the change since the last reading; Huber's loss, so no outlier owns a step."""
+        last = self._normalised(self._rows["last"], scale)
+        output = self._work.output if self._fresh else self._work.forward(last)
+        wrong = output - (self._normalised(x, scale) - last)
+        slope = np.minimum(np.maximum(wrong, -1.0), 1.0) * observed
+        self.theta -= self.config.learning_rate * self._work.backward(slope)
+
+    def _forecast(self) -> None:
+        """Write the next reading's forecast, with the statistics and weights as they are now."""
+        row, n = self._rows, len(self.sensors)
+        scale = scaling.spread(self._means[:n], self._variances[:n])
+        change = self._work.forward(self._normalised(row["last"], scale))
+        np.add(row["last"], change * scale, out=row["next"])
+        self._fresh = True
+
+    def _normalised(self, x: Vector, scale: Vector) -> Vector:
+        """In standard deviations from the mean, within +-CLIP."""
+        z = (x - self._rows["mean"]) / scale
+        return np.minimum(np.maximum(z, -scaling.CLIP), scaling.CLIP)
+
+    def _by_name(self, values: Vector) -> dict[str, float]:
+        """Values by sensor name; a sensor never seen is left out."""
+        named = dict(zip(self.sensors, values.tolist(), strict=True))
+        if not self._settled:
+            known = self._rows["count"] > 0
+            named = {name: named[name] for name, is_known in zip(self.sensors, known, strict=True) if is_known}
+        return named
+
+    def fitted(self, given: Mapping[str, float | None]) -> DeviceLearner:
+        """This learner, or, where the device's sensors have changed, its successor in another cohort.
+
+        A sensor that is new joins at once; one that was not named for `forget_after` readings leaves. The successor
+        keeps the counters and each remaining sensor's statistics; its network starts anew.
+        """
+        unknown = given.keys() - self.sensors
+        gone = {name for name, age in zip(self.sensors, self._rows["absent"], strict=True) if age >= self.config.forget_after}
+        if not unknown and not gone:
+            return self
+        successor = DeviceLearner(tuple(sorted(({*self.sensors} - gone) | unknown)), self.config)
+        kept = [name for name in successor.sensors if name in self.sensors]
+        here, there = [self.sensors.index(n) for n in kept], [successor.sensors.index(n) for n in kept]
+        for field in _Layout.FIELDS:
+            successor._rows[field][there] = self._rows[field][here]
+        successor.samples_seen = self.samples_seen
+        return successor
+
+    def adopt(self, theta: Vector, version: int) -> bool:
+        """Take a global model of this cohort, by the configured rule; False where it is not new or does not fit.
+
+        Parameters
+        ----------
+        theta:
+            (parameter_count,), finite
+        version:
+            the round that made it
+        """
+        if version <= self.base_version or theta.shape != self.theta.shape:
+            return False
+        if self.config.adoption is Adoption.REPLACE or self.samples_seen < self.config.update_every:
+            self.theta[:] = theta  # a device that has learned next to nothing has nothing to mix in
+        else:
+            self.theta += self.config.mix * (theta - self.theta)
+        self.base_version = version
+        self._fresh = False
+        return True
+
+    def take_update(self, reading: Reading) -> dict[str, Any] | None:
+        """The update to send after `reading`, as it travels; None until `update_every` samples have come since the last."""
+        if self.since_update < self.config.update_every:
+            return None
+        update = {
+            "device_id": reading.device_id,
+            "weights": network.to_message(self.theta, self.architecture),
+            "sample_count": self.since_update,
+            "timestamp": reading.timestamp,
+            "metadata": {
+                "cohort": self.cohort,
+                "sensors": self.sensors,
+                "samples_seen": self.samples_seen,
+                "base_version": self.base_version,
+            },
+        }
+        self.since_update = 0
+        return update
+
+    def to_bytes(self) -> bytes:
+        """The whole state: a version, the names and counters as JSON, and one buffer of little-endian float64."""
+        header = orjson.dumps([self.sensors, self.samples_seen, self.since_update, self.base_version])
+        return _HEAD.pack(_STATE_VERSION, len(header)) + header + self._buffer.tobytes()
+
+    @classmethod
+    def from_bytes(cls, state: bytes, config: LearnerConfig) -> DeviceLearner:
+        """Continue from `to_bytes`.
+
+        State of another layout version is refused with `BadModel`. Where `config.hidden_sizes` has changed since, the
+        network starts anew and everything else is kept.
+        """
+        version, length = _HEAD.unpack_from(state)
+        if version != _STATE_VERSION:
+            raise BadModel(f"a device's state has layout {version}, this code reads {_STATE_VERSION}")
+        body = _HEAD.size + length
+        sensors, samples_seen, since_update, base_version = orjson.loads(state[_HEAD.size : body])
+        buffer = np.frombuffer(state, dtype="<f8", offset=body)
+        learner = cls.__new__(cls)
+        if buffer.size == _Layout(config.architecture(len(sensors))).size:
+            learner._attach(tuple(sensors), config, buffer.copy())
+            learner.base_version = base_version
+        else:
+            learner = cls(tuple(sensors), config)
+            kept = len(_Layout.FIELDS) * len(sensors)
+            learner._buffer[-kept:] = buffer[-kept:]
+        learner.samples_seen, learner.since_update = samples_seen, since_update
+        return learner
+
+
+_STATE_VERSION = 1
+_HEAD = struct.Struct("<II")

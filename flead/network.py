@@ -6,7 +6,6 @@ on one array; the layers are views into it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,7 +58,7 @@ class Architecture:
         return "-".join(map(str, self.sizes))
 
 
-def layers(theta: Vector, architecture: Architecture) -> list[tuple[Vector, Vector]]:
+def layers(theta: Vector, architecture: Architecture) -> list[Vector]:
     """The layers of a parameter vector, as views: writing to them writes to `theta`.
 
     Parameters
@@ -69,13 +68,16 @@ def layers(theta: Vector, architecture: Architecture) -> list[tuple[Vector, Vect
 
     Returns
     -------
-    list of (weights (n_in, n_out), biases (n_out,))
+    list of (n_in + 1, n_out): the weights, and in the last row the biases
+
+    >>> [layer.shape for layer in layers(np.zeros(13), Architecture(2, (3,), 1))]
+    [(3, 3), (4, 1)]
     """
     views, start = [], 0
     for n_in, n_out in zip(architecture.sizes, architecture.sizes[1:], strict=False):
-        end = start + n_in * n_out
-        views.append((theta[start:end].reshape(n_in, n_out), theta[end : end + n_out]))
-        start = end + n_out
+        end = start + (n_in + 1) * n_out
+        views.append(theta[start:end].reshape(n_in + 1, n_out))
+        start = end
     return views
 
 
@@ -88,55 +90,68 @@ def initial(architecture: Architecture, rng: np.random.Generator) -> Vector:
     """
     theta = np.zeros(architecture.parameter_count)
     views = layers(theta, architecture)
-    for weights, _ in views:
-        limit = np.sqrt(6.0 / sum(weights.shape))
-        weights[:] = rng.uniform(-limit, limit, weights.shape)
-    views[-1][0][:] *= 0.1
+    for layer in views:
+        n_in, n_out = layer.shape[0] - 1, layer.shape[1]
+        limit = np.sqrt(6.0 / (n_in + n_out))
+        layer[:-1] = rng.uniform(-limit, limit, (n_in, n_out))
+    views[-1] *= 0.1
     return theta
 
 
-def forward(views: Sequence[tuple[Vector, Vector]], x: Vector) -> list[Vector]:
-    """Every layer's output for one input, inputs first; tanh inside, linear at the end.
+class Workspace:
+    """Room for one forward and backward pass, made once: the passes then allocate next to nothing.
 
     Parameters
     ----------
-    x:
-        (input_size,) or a batch (n, input_size)
+    theta:
+        (parameter_count,); not copied, so that a pass always uses its present values
+
+    >>> work = Workspace(np.array([2.0, 1.0]), Architecture(1, (), 1))
+    >>> work.forward(np.array([3.0]))
+    array([7.])
+    >>> work.backward(np.array([1.0]))
+    array([3., 1.])
     """
-    outputs = [x]
-    for weights, biases in views[:-1]:
-        outputs.append(np.tanh(outputs[-1] @ weights + biases))
-    weights, biases = views[-1]
-    outputs.append(outputs[-1] @ weights + biases)
-    return outputs
 
+    __slots__ = ("_gradient", "_gradient_layers", "_inputs", "_layers", "_with_bias", "output")
 
-def backward(
-    views: Sequence[tuple[Vector, Vector]], outputs: Sequence[Vector], slope: Vector, gradient: Sequence[tuple[Vector, Vector]]
-) -> None:
-    """Write the gradient of the loss for one input into the layer views `gradient`.
+    def __init__(self, theta: Vector, architecture: Architecture) -> None:
+        self._layers = layers(theta, architecture)
+        self._gradient = np.empty(architecture.parameter_count)
+        self._gradient_layers = layers(self._gradient, architecture)
+        self._with_bias = [np.ones(size + 1) for size in architecture.sizes[:-1]]  # a layer's inputs, then 1
+        self._inputs = [inputs[:-1] for inputs in self._with_bias]
+        self.output = np.empty(architecture.output_size)
 
-    Parameters
-    ----------
-    outputs:
-        what `forward` gave
-    slope:
-        (output_size,), the derivative of the loss by the network's output
-    """
-    for depth in range(len(views) - 1, -1, -1):
-        inputs = outputs[depth]
-        np.multiply(inputs[:, None], slope, out=gradient[depth][0])
-        gradient[depth][1][:] = slope
-        if depth:
-            slope = (views[depth][0] @ slope) * (1.0 - inputs * inputs)
+    def forward(self, x: Vector) -> Vector:
+        """The network's output for one input: (input_size,) to (output_size,); overwritten by the next pass."""
+        self._inputs[0][:] = x
+        for depth, layer in enumerate(self._layers[:-1]):
+            np.tanh(self._with_bias[depth] @ layer, out=self._inputs[depth + 1])
+        return np.dot(self._with_bias[-1], self._layers[-1], out=self.output)
+
+    def backward(self, slope: Vector) -> Vector:
+        """The gradient of the loss for the last forward pass, (parameter_count,); overwritten by the next pass.
+
+        Parameters
+        ----------
+        slope:
+            (output_size,), the derivative of the loss by the network's output
+        """
+        for depth in range(len(self._layers) - 1, -1, -1):
+            np.multiply(self._with_bias[depth][:, None], slope, out=self._gradient_layers[depth])
+            if depth:
+                h = self._inputs[depth]
+                slope = (self._layers[depth][:-1] @ slope) * (1.0 - h * h)
+        return self._gradient
 
 
 def to_message(theta: Vector, architecture: Architecture) -> dict[str, Any]:
     """The parameters as they travel: lists of numbers by layer, and the architecture."""
     views = layers(theta, architecture)
     return {
-        "weights": [weights.tolist() for weights, _ in views],
-        "biases": [biases.tolist() for _, biases in views],
+        "weights": [layer[:-1].tolist() for layer in views],
+        "biases": [layer[-1].tolist() for layer in views],
         "architecture": architecture.as_dict(),
     }
 

@@ -8,8 +8,6 @@ from flead.network import Vector
 
 CLIP = 8.0
 """Largest normalised value that a model sees, in standard deviations."""
-WINSOR = 4.0
-"""How far from the mean a value may pull the statistics, in standard deviations, once they are warm."""
 WARM = 30
 """Values after which the statistics count as warm."""
 RELATIVE_FLOOR = 1e-3
@@ -26,7 +24,7 @@ def spread(mean: Vector, variance: Vector) -> Vector:
 
 
 def update(
-    mean: Vector, variance: Vector, count: Vector, x: Vector, observed: Vector, memory: float, winsor: float = WINSOR
+    mean: Vector, variance: Vector, count: Vector, x: Vector, observed: Vector, *, memory: float, winsor: Vector | float
 ) -> None:
     """Take one value of each sensor into running statistics, in place.
 
@@ -43,17 +41,19 @@ def update(
         (n,), 1 where the sensor gave a value, else 0
     memory:
         values after which old ones fade
+    winsor:
+        standard deviations, one for all or (n,)
 
     >>> mean, variance, count = np.zeros(1), np.zeros(1), np.zeros(1)
     >>> for value in (1.0, 2.0, 3.0):
-    ...     update(mean, variance, count, np.array([value]), np.ones(1), memory=100)
+    ...     update(mean, variance, count, np.array([value]), np.ones(1), memory=100, winsor=4)
     >>> mean, variance
     (array([2.]), array([0.66666667]))
     """
     count += observed
     rate = observed / np.minimum(np.maximum(count, 1.0), memory)
-    delta = x - mean
     limit = np.where(count > WARM, winsor * spread(mean, variance), np.inf)
-    delta = np.minimum(np.maximum(delta, -limit), limit)
-    mean += rate * delta
-    variance += rate * ((1.0 - rate) * delta * delta - variance)
+    delta = np.minimum(np.maximum(x - mean, -limit), limit)
+    step = rate * delta
+    mean += step
+    variance += delta * (delta - step) * rate - rate * variance

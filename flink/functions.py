@@ -1,0 +1,175 @@
+"""The functions that run inside Flink: they move bytes between streams, state and `flead`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from pyflink.common import Row, Types
+from pyflink.datastream import KeyedBroadcastProcessFunction, OutputTag, ProcessFunction, RuntimeContext
+from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
+
+from flead import network
+from flead.errors import BadInput, BadModel, BadReading
+from flead.learner import DeviceLearner, Outcome
+from flead.messages import DeadLetter, GlobalModel, Reading, Source, parse_reading
+from flink.job_config import JobConfig
+
+BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
+RECORD = Types.ROW_NAMED(["k", "v"], [BYTES, BYTES])
+"""A Kafka record to write: key and value."""
+INCOMING = Types.ROW([Types.STRING(), BYTES, Types.INT(), Types.LONG(), Types.LONG()])
+"""A reading on its way to its learner: device, value, partition, offset, time of production (ms)."""
+
+DEAD_LETTERS = OutputTag("dead-letters", RECORD)
+LOCAL_UPDATES = OutputTag("local-updates", RECORD)
+ALERTS = OutputTag("alerts", RECORD)
+STATE = Types.PICKLED_BYTE_ARRAY()
+"""How bytes lie in state: PyFlink's thread mode turns a BYTE array there into a tuple of numbers, one by one."""
+GLOBAL_MODELS = MapStateDescriptor("global-models", Types.STRING(), STATE)
+
+CACHED_LEARNERS = 10_000
+"""Learners kept decoded beside the state, by device: saves decoding them on every reading."""
+
+
+class ParseReadings(ProcessFunction):  # type: ignore[misc]
+    """Bytes to readings: what cannot be read goes to the dead letters, so nothing behind this meets bad input."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._topic = config.topics.readings
+        self._limits = config.reading
+
+    def process_element(self, value: Row, ctx: ProcessFunction.Context) -> Iterator[Any]:
+        """Yield the record under its device, or its dead letter."""
+        raw, partition, offset, produced_ms = value
+        now = datetime.now(UTC)
+        try:
+            reading = parse_reading(raw, now=now, limits=self._limits)
+        except BadReading as bad:
+            yield DEAD_LETTERS, _dead_letter(bad, Source(self._topic, partition, offset), raw, now)
+        else:
+            yield Row(reading.device_id, raw, partition, offset, produced_ms)
+
+
+class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
+    """One learner per device in keyed state: predict, score, learn; adopt the cohort's global model when it is newer."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+
+    def open(self, runtime_context: RuntimeContext) -> None:
+        """Bind the state; what earlier instances held decoded is not ours."""
+        self._state = runtime_context.get_state(ValueStateDescriptor("learner", STATE))
+        self._learners: dict[str, DeviceLearner] = {}
+        self._models: dict[str, tuple[network.Vector, int] | None] = {}
+
+    def process_element(
+        self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
+    ) -> Iterator[Any]:
+        """Take one reading: yield its prediction, and what follows from it."""
+        device, raw, partition, offset, produced_ms = value
+        reading = Reading.model_validate_json(raw)
+        learner = self._learner(device, reading)
+        model = self._global_model(learner.cohort, ctx)
+        if model is not None and model[1] > learner.base_version:
+            learner.adopt(*model)
+        outcome = learner.process(reading)
+        update = learner.take_update(reading)
+        self._state.update(learner.to_bytes())
+        key = device.encode()
+        source = {"partition": partition, "offset": offset}
+        yield Row(key, _prediction(reading, learner, outcome, source, produced_ms))
+        if update is not None:
+            yield LOCAL_UPDATES, Row(key, orjson.dumps(update))
+        if outcome.is_anomaly:
+            yield ALERTS, Row(key, _alert(reading, learner, outcome))
+
+    def process_broadcast_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.Context) -> Iterator[Any]:
+        """Keep the newest global model of a cohort; what is no model goes to the dead letters."""
+        raw, partition, offset = value
+        if raw is None:  # a tombstone of compaction
+            return
+        try:
+            model = _read_model(raw)
+        except BadModel as bad:
+            source = Source(self._config.topics.global_model, partition, offset)
+            yield DEAD_LETTERS, _dead_letter(bad, source, raw, datetime.now(UTC))
+            return
+        cohort, theta, version = model
+        known = self._global_model(cohort, ctx)
+        if known is None or version > known[1]:
+            ctx.get_broadcast_state(GLOBAL_MODELS).put(cohort, raw)
+            self._models[cohort] = theta, version
+
+    def _learner(self, device: str, reading: Reading) -> DeviceLearner:
+        """The device's learner, fitted to the sensors that the reading names."""
+        learner = self._learners.get(device)
+        if learner is None:
+            state = self._state.value()
+            if state is None:
+                learner = DeviceLearner(tuple(sorted(reading.sensors)), self._config.learner)
+            else:
+                learner = DeviceLearner.from_bytes(state, self._config.learner)
+            if len(self._learners) >= CACHED_LEARNERS:
+                self._learners.clear()
+        learner = self._learners[device] = learner.fitted(reading.sensors)
+        return learner
+
+    def _global_model(self, cohort: str, ctx: Any) -> tuple[network.Vector, int] | None:
+        """The cohort's newest global model, decoded once."""
+        if cohort not in self._models:
+            raw = ctx.get_broadcast_state(GLOBAL_MODELS).get(cohort)
+            self._models[cohort] = None if raw is None else _read_model(raw)[1:]
+        return self._models[cohort]
+
+
+def _read_model(raw: bytes) -> tuple[str, network.Vector, int]:
+    model = GlobalModel.from_json(raw)
+    theta, _ = network.from_message(model.weights)
+    return model.cohort, theta, model.version
+
+
+def _prediction(
+    reading: Reading, learner: DeviceLearner, outcome: Outcome, source: dict[str, int], produced_ms: int
+) -> bytes:
+    return orjson.dumps(
+        {
+            "device_id": reading.device_id,
+            "timestamp": reading.timestamp,
+            "cohort": learner.cohort,
+            "samples_seen": learner.samples_seen,
+            "model_version": learner.base_version,
+            "observed": reading.sensors,
+            "expected": outcome.expected,
+            "forecast": outcome.forecast,
+            "error": outcome.error,
+            "anomaly_score": outcome.score,
+            "is_anomaly": outcome.is_anomaly,
+            "sensor": outcome.sensor,
+            "source": source,
+            "produced_ms": produced_ms,
+        }
+    )
+
+
+def _alert(reading: Reading, learner: DeviceLearner, outcome: Outcome) -> bytes:
+    sensor = outcome.sensor or ""
+    return orjson.dumps(
+        {
+            "device_id": reading.device_id,
+            "timestamp": reading.timestamp,
+            "cohort": learner.cohort,
+            "kind": "residual",
+            "sensor": sensor,
+            "observed": reading.sensors.get(sensor),
+            "expected": (outcome.expected or {}).get(sensor),
+            "anomaly_score": outcome.score,
+        }
+    )
+
+
+def _dead_letter(bad: BadInput, source: Source, raw: bytes | None, now: datetime) -> Row:
+    letter = DeadLetter(bad.reason, bad.detail, source, raw or b"", now)
+    return Row(f"{source.topic}/{source.partition}/{source.offset}".encode(), letter.to_json())

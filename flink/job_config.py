@@ -1,0 +1,50 @@
+"""What the job is told when it is submitted: one JSON argument."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flead.learner import LearnerConfig
+from flead.messages import ReadingLimits
+
+JOB_NAME = "flead-learner"
+
+
+class Topics(BaseModel):
+    """The names of the topics that the job reads and writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    readings: str
+    predictions: str
+    local_updates: str
+    global_model: str
+    alerts: str
+    dead_letters: str
+
+
+class JobConfig(BaseModel):
+    """Everything that the job needs to know.
+
+    Attributes
+    ----------
+    checkpoints:
+        URI of the folder that checkpoints go to; every TaskManager can write there
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bootstrap_servers: str
+    topics: Topics
+    group: str = JOB_NAME
+    checkpoints: str
+    parallelism: int = Field(1, ge=1)
+    execution_mode: Literal["thread", "process"] = "thread"
+    state_backend: Literal["hashmap", "rocksdb"] = "hashmap"
+    checkpoint_interval_ms: int = Field(5_000, ge=200)
+    buffer_timeout_ms: int = Field(5, ge=0)
+    max_restarts: int = Field(10, ge=0)
+    learner: LearnerConfig = LearnerConfig()
+    reading: ReadingLimits = ReadingLimits()
