@@ -78,6 +78,7 @@ class FlinkSettings(_Section):
     execution_mode: Literal["thread", "process"] = Field("thread", description="how Python functions run")
     state_backend: Literal["hashmap", "rocksdb"] = Field("hashmap", description="rocksdb: state larger than memory")
     checkpoint_interval_ms: int = Field(5_000, ge=200, description="also how often updates are committed, ms")
+    checkpoints: str | None = Field(None, description="URI that every TaskManager can write; empty: the run folder")
     buffer_timeout_ms: int = Field(5, ge=0, description="longest wait of a record in a network buffer, ms")
     max_restarts: int = Field(10, ge=0, description="of the job within ten minutes, before it is given up")
 

@@ -68,14 +68,16 @@ class Reading(BaseModel):
         >>> Reading(device_id="mote-7", timestamp=datetime(2004, 3, 4, tzinfo=UTC), sensors={"light": None}).to_json()
         b'{"device_id":"mote-7","timestamp":"2004-03-04T00:00:00+00:00","sensors":{"light":null},"metadata":{}}'
         """
-        return orjson.dumps(
-            {
-                "device_id": self.device_id,
-                "timestamp": self.timestamp,
-                "sensors": self.sensors,
-                "metadata": self.metadata,
-            }
-        )
+        fields = {
+            "device_id": self.device_id,
+            "timestamp": self.timestamp,
+            "sensors": self.sensors,
+            "metadata": self.metadata,
+        }
+        try:
+            return orjson.dumps(fields)
+        except TypeError:  # orjson refuses integers beyond 64 bits, which metadata may hold
+            return self.model_dump_json().encode()
 
 
 def parse_reading(raw: bytes | None, *, now: datetime, limits: ReadingLimits) -> Reading:

@@ -1,0 +1,224 @@
+"""What the services of a run are: their commands, ports and health, from the settings."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.child import check_port_free
+from config.settings import PROJECT, Settings
+from flead.errors import CorruptRunFolder, Unavailable
+from flink.cluster import Cluster
+from flink.job_config import JobConfig
+from flink.job_config import Topics as JobTopics
+from flink.rest import FlinkRest
+from kafka import topics
+from kafka.connection import wait_until_ready
+from kafka.embedded import broker_command, broker_environment
+from kafka.embedded_storage import prepare_broker
+from kafka.topics import ensure_topics
+from orchestration.java import find_java_home
+from orchestration.supervision import Service
+from storage.embedded import initiate, mongod_command
+
+JARS = PROJECT / ".jvm" / "jars"
+FREE_DISK_GB = 2.0
+OPTIONAL = ("archive", "producer")
+"""Services that a run may do without."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A service, how it is prepared before it starts, and how to tell that it is ready.
+
+    Attributes
+    ----------
+    prepare:
+        lays out what it needs; may raise `CorruptRunFolder`
+    ready:
+        returns once it is ready; raises `Unavailable` where it is not (yet)
+    setting:
+        the setting that moves its port
+    """
+
+    service: Service
+    prepare: Callable[[], object] = lambda: None
+    ready: Callable[[], object] = lambda: None
+    setting: str = ""
+
+
+def flink_cluster(settings: Settings) -> Cluster:
+    """The embedded Flink cluster of a run."""
+    return Cluster(
+        folder=settings.run_dir / "flink",
+        java_home=find_java_home(),
+        connector_jars=JARS / "flink",
+        rest_port=settings.flink.rest_port,
+        rpc_port=settings.flink.rpc_port,
+        jobmanager_mb=settings.flink.jobmanager_mb,
+        taskmanager_mb=settings.flink.taskmanager_mb,
+    )
+
+
+def job_config(settings: Settings) -> JobConfig:
+    """What the learning job is told."""
+    flink = settings.flink
+    return JobConfig(
+        bootstrap_servers=settings.kafka.servers,
+        topics=JobTopics(
+            readings=topics.READINGS,
+            predictions=topics.PREDICTIONS,
+            local_updates=topics.LOCAL_UPDATES,
+            global_model=topics.GLOBAL_MODEL,
+            alerts=topics.ALERTS,
+            dead_letters=topics.DEAD_LETTERS,
+        ),
+        checkpoints=flink.checkpoints or (settings.run_dir / "flink" / "checkpoints").absolute().as_uri(),
+        parallelism=flink.task_managers,
+        execution_mode=flink.execution_mode,
+        state_backend=flink.state_backend,
+        checkpoint_interval_ms=flink.checkpoint_interval_ms,
+        buffer_timeout_ms=flink.buffer_timeout_ms,
+        max_restarts=flink.max_restarts,
+        learner=settings.learner,
+        reading=settings.reading,
+    )
+
+
+def flead_command(*arguments: str) -> list[str]:
+    """A `flead` command as a child process."""
+    return [sys.executable, "-m", "orchestration", *arguments]
+
+
+def declare(settings: Settings, producer: list[str] | None, without: frozenset[str] = frozenset()) -> list[Part]:
+    """The parts of a run in the order of their start; what the settings point elsewhere is not among them.
+
+    Parameters
+    ----------
+    producer:
+        the command that sends readings; None for a run that others send to
+    """
+    environment = {
+        "PYTHONPATH": str(PROJECT),
+        "FLEAD_RUN_DIR": str(settings.run_dir),
+        "FLEAD_MONGODB__URI": settings.mongodb.address.get_secret_value(),
+        "PYTHONUNBUFFERED": "1",
+        "OPENBLAS_NUM_THREADS": "1",  # the matrices are tiny: more threads only get in each other's way
+    }
+    parts = [*_mongodb(settings), *_kafka(settings), *_flink(settings)]
+    parts.append(
+        Part(
+            Service("server", flead_command("serve", "--port", str(settings.server.port)), environment, settings.server.port),
+            setting="server.port",
+        )
+    )
+    parts.append(Part(Service("learner", flead_command("learn"), environment, stop_limit_s=75)))
+    if "archive" not in without:
+        parts.append(Part(Service("archive", flead_command("archive"), environment)))
+    if producer and "producer" not in without:
+        parts.append(Part(Service("producer", producer, environment, once=True)))
+    return parts
+
+
+def _mongodb(settings: Settings) -> list[Part]:
+    if settings.mongodb.uri:
+        return []
+    folder, port = settings.run_dir / "mongodb", settings.mongodb.port
+    return [
+        Part(
+            Service("mongodb", mongod_command(folder, port), port=port),
+            prepare=lambda: folder.mkdir(parents=True, exist_ok=True),
+            ready=lambda: initiate(port, limit_s=2.0),
+            setting="mongodb.port",
+        )
+    ]
+
+
+def _kafka(settings: Settings) -> list[Part]:
+    kafka = settings.kafka
+    if kafka.bootstrap_servers:
+        return []
+    java = find_java_home() / "bin" / "java"
+    folder = settings.run_dir / "kafka"
+
+    def ready() -> None:
+        wait_until_ready(kafka.servers, 2.0)
+        ensure_topics(kafka.servers, kafka)
+
+    return [
+        Part(
+            Service(
+                "kafka",
+                broker_command(java, JARS / "kafka", folder / "server.properties", kafka.heap_mb),
+                broker_environment(),
+                kafka.port,
+            ),
+            prepare=lambda: prepare_broker(folder, kafka.port, kafka.controller_port, JARS / "kafka", java),
+            ready=ready,
+            setting="kafka.port",
+        )
+    ]
+
+
+def _flink(settings: Settings) -> list[Part]:
+    if settings.flink.rest_url:
+        return []
+    cluster = flink_cluster(settings)
+    url, wanted = settings.flink.url, settings.flink.task_managers
+
+    def manager_answers() -> None:
+        with FlinkRest(url) as rest:
+            rest.task_managers()
+
+    def workers_registered() -> None:
+        with FlinkRest(url) as rest:
+            if rest.task_managers() < wanted:
+                raise Unavailable(f"fewer than {wanted} TaskManagers have registered")
+
+    environment = {**cluster.environment, "OPENBLAS_NUM_THREADS": "1"}
+    manager = Service("jobmanager", cluster.jobmanager_command, environment, settings.flink.rest_port)
+    workers = [
+        Service(f"taskmanager-{i}" if wanted > 1 else "taskmanager", cluster.taskmanager_command, environment)
+        for i in range(1, wanted + 1)
+    ]
+    return [
+        Part(manager, prepare=cluster.prepare, ready=manager_answers, setting="flink.rest_port"),
+        *(Part(worker, ready=workers_registered) for worker in workers),
+    ]
+
+
+def preflight(settings: Settings, parts: list[Part]) -> None:
+    """Find what would keep a run from starting, before anything is started.
+
+    Raises
+    ------
+    Unavailable, PortTaken, CorruptRunFolder, BadConfiguration
+        one line each, with the mend
+    """
+    run_dir = settings.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".writable").write_bytes(b"\0" * 4096)
+        (run_dir / ".writable").unlink()
+    except OSError as error:
+        raise CorruptRunFolder(f"the run folder {run_dir} cannot be written ({error.strerror}): name another with --run-dir") from None
+    free = shutil.disk_usage(run_dir).free / 1e9
+    if free < FREE_DISK_GB:
+        raise Unavailable(
+            f"only {free:.1f} GB are free under {run_dir}, a run needs {FREE_DISK_GB:g}: "
+            "make room, delete an old run folder, or name another with --run-dir"
+        )
+    embedded = {"kafka", "jobmanager"} & {part.service.name for part in parts}
+    if embedded and not (any((JARS / "kafka").glob("kafka_*.jar")) and any((JARS / "flink").glob("*.jar"))):
+        raise Unavailable(f"the JVM parts are not in {JARS}: run orchestration/run_all.sh, which fetches them")
+    for part in parts:
+        if part.service.port is not None:
+            check_port_free(part.service.port, part.setting, part.service.name)
+    if "kafka" in embedded:
+        check_port_free(settings.kafka.controller_port, "kafka.controller_port", "kafka")
+    if "jobmanager" in embedded:
+        check_port_free(settings.flink.rpc_port, "flink.rpc_port", "jobmanager")
+

@@ -1,0 +1,196 @@
+"""Starts, restarts and stops processes, by supervisord: this module writes its configuration and speaks to it.
+
+Nothing survives: every service ends with supervisord, and supervisord with the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import xmlrpc.client
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from config.child import ends_with_parent
+from flead.errors import Unavailable
+
+STOP_LIMIT_S = 20
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process to supervise.
+
+    Attributes
+    ----------
+    port:
+        that it listens on, for people to see
+    once:
+        it may end by itself with exit code 0; everything else is started again
+    stop_limit_s:
+        how long it may take to stop in order, s, before it is killed
+    """
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    port: int | None = None
+    once: bool = False
+    stop_limit_s: int = STOP_LIMIT_S
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a service is: supervisord's word for it in lower case, and how often it was started again."""
+
+    state: str
+    pid: int | None
+    restarts: int
+
+    @property
+    def given_up(self) -> bool:
+        """Whether supervisord has stopped trying."""
+        return self.state == "fatal"
+
+
+class Supervisor:
+    """A running supervisord. Enter it from the main thread: supervisord ends with the thread that started it.
+
+    Parameters
+    ----------
+    services:
+        none is started by entering
+    folder:
+        for the configuration; `logs/` beside it takes each service's output
+    """
+
+    def __init__(self, services: list[Service], folder: Path) -> None:
+        self.services = {service.name: service for service in services}
+        self.logs = folder / "logs"
+        self._folder = folder
+        self._starts: dict[str, tuple[int, int]] = {}  # service -> last pid seen, starts seen
+
+    def __enter__(self) -> Self:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        # Not in the run folder: the name of a socket may have 107 characters and no more.
+        self._socket_folder = tempfile.TemporaryDirectory(prefix="flead-")
+        socket_path = Path(self._socket_folder.name) / "supervisor.sock"
+        configuration = self._folder / "supervisord.conf"
+        configuration.write_text(_configuration(self.services.values(), self.logs, socket_path))
+        configuration.chmod(0o600)  # environments may hold secrets
+        with (self.logs / "supervisord.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                ends_with_parent([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal is for us: we stop it in order
+            )
+        self._rpc: Any = xmlrpc.client.ServerProxy("http://localhost", transport=_UnixTransport(str(socket_path))).supervisor
+        self._wait_until_it_answers()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        limit = max((service.stop_limit_s for service in self.services.values()), default=0) + 10
+        try:
+            self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._socket_folder.cleanup()
+
+    def start(self, name: str) -> None:
+        """Start a service; returns at once."""
+        self._call("startProcess", name, False)
+
+    def stop(self, name: str) -> None:
+        """Stop a service in order, and wait for it; not running is fine."""
+        with contextlib.suppress(xmlrpc.client.Fault):
+            self._call("stopProcess", name, True)
+
+    def states(self) -> dict[str, State]:
+        """How each service is now."""
+        answer = {}
+        for info in self._call("getAllProcessInfo"):
+            name, pid = info["name"], info["pid"]
+            last, starts = self._starts.get(name, (0, 0))
+            if pid and pid != last:
+                last, starts = pid, starts + 1
+                self._starts[name] = last, starts
+            answer[name] = State(info["statename"].lower(), pid or None, max(0, starts - 1))
+        return answer
+
+    def last_lines(self, name: str, count: int = 5) -> list[str]:
+        """The end of a service's log."""
+        path = self.logs / f"{name}.log"
+        return path.read_text(errors="replace").strip().splitlines()[-count:] if path.exists() else []
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._rpc, method)(*arguments)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"the supervisor does not answer ({error}): see {self.logs / 'supervisord.log'}") from None
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + 20.0
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with contextlib.suppress(Unavailable):
+                self._call("getState")
+                return
+            time.sleep(0.05)
+        raise Unavailable(f"the supervisor did not start: see {self.logs / 'supervisord.log'}")
+
+
+def _configuration(services: Any, logs: Path, socket_path: Path) -> str:
+    """supervisord's own configuration; '%' is its escape character."""
+    lines = [
+        "[supervisord]", "nodaemon=true", f"logfile={_escaped(logs / 'supervisor-events.log')}",
+        f"pidfile={_escaped(socket_path.with_suffix('.pid'))}", f"childlogdir={_escaped(logs)}", "silent=true",
+        "[unix_http_server]", f"file={_escaped(socket_path)}", "chmod=0700",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
+    ]  # fmt: skip
+    for service in services:
+        environment = ",".join(f'{name}="{_escaped(value)}"' for name, value in service.environment.items())
+        lines += [
+            f"[program:{service.name}]", f"command={_escaped(shlex.join(ends_with_parent(service.command)))}",
+            f"environment={environment}", f"directory={_escaped(logs.parent)}", "autostart=false",
+            f"autorestart={'unexpected' if service.once else 'true'}", "startsecs=1", "startretries=10",
+            "stopsignal=TERM", f"stopwaitsecs={service.stop_limit_s}", "killasgroup=true",
+            "redirect_stderr=true", f"stdout_logfile={_escaped(logs / service.name)}.log",
+            "stdout_logfile_maxbytes=20MB", "stdout_logfile_backups=1",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("%", "%%")
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    """XML-RPC over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        path = self._path
+
+        class Connection(http.client.HTTPConnection):
+            def connect(self) -> None:
+                self.sock = socket.socket(socket.AF_UNIX)
+                self.sock.settimeout(60.0)
+                self.sock.connect(path)
+
+        return Connection("localhost")
