@@ -47,7 +47,7 @@ class LearnerConfig(BaseModel):
 
     hidden_sizes: tuple[int, ...] = Field((16, 8), description="widths of the hidden layers")
     learning_rate: float = Field(0.01, gt=0, description="step of stochastic gradient descent")
-    memory: float = Field(2_880.0, ge=100, description="readings after which the scaling forgets (2,880: a day of 30 s)")
+    memory: float = Field(2_880.0, ge=100, description="readings after which scaling forgets (2,880: a day of 30 s)")
     update_every: int = Field(100, ge=1, description="samples between two updates of a device")
     adoption: Adoption = Adoption.MIX
     mix: float = Field(0.5, gt=0, le=1, description="the global model's share when it is mixed in")
@@ -66,7 +66,8 @@ class LearnerConfig(BaseModel):
         if size > STATE_LIMIT:
             raise BadConfiguration(
                 f"a device with {max_sensors} sensors and hidden layers {list(self.hidden_sizes)} could need "
-                f"{size:,} bytes of state, the limit is {STATE_LIMIT:,}: lower learner.hidden_sizes or reading.max_sensors"
+                f"{size:,} bytes of state, the limit is {STATE_LIMIT:,}: "
+                "lower learner.hidden_sizes or reading.max_sensors"
             )
 
 
@@ -89,7 +90,17 @@ class Outcome:
 class _Layout:
     """Where each array lies in a learner's one buffer of float64: the parameters, then one row per field."""
 
-    FIELDS = ("mean", "residual_mean", "variance", "residual_variance", "count", "residual_count", "last", "next", "absent")
+    FIELDS = (
+        "mean",
+        "residual_mean",
+        "variance",
+        "residual_variance",
+        "count",
+        "residual_count",
+        "last",
+        "next",
+        "absent",
+    )
 
     def __init__(self, architecture: Architecture) -> None:
         self.parameters = architecture.parameter_count
@@ -213,7 +224,7 @@ class DeviceLearner:
         return error, 1.0 - distance**-2 if warm and distance > 1.0 else 0.0, worst
 
     def _learn(self, x: Vector, scale: Vector, observed: Vector) -> None:
-        """One step of gradient descent on the change since the last reading; Huber's loss, so no outlier owns a step."""
+        """One step of gradient descent on the change since the last reading; Huber's loss: no outlier owns a step."""
         last = self._normalised(self._rows["last"], scale)
         output = self._work.output if self._fresh else self._work.forward(last)
         wrong = output - (self._normalised(x, scale) - last)
@@ -231,7 +242,8 @@ class DeviceLearner:
     def _normalised(self, x: Vector, scale: Vector) -> Vector:
         """In standard deviations from the mean, within +-CLIP."""
         z = (x - self._rows["mean"]) / scale
-        return np.minimum(np.maximum(z, -scaling.CLIP), scaling.CLIP)
+        clipped: Vector = np.minimum(np.maximum(z, -scaling.CLIP), scaling.CLIP)
+        return clipped
 
     def _by_name(self, values: Vector) -> dict[str, float]:
         """Values by sensor name; a sensor never seen is left out."""
@@ -248,7 +260,11 @@ class DeviceLearner:
         keeps the counters and each remaining sensor's statistics; its network starts anew.
         """
         unknown = given.keys() - self.sensors
-        gone = {name for name, age in zip(self.sensors, self._rows["absent"], strict=True) if age >= self.config.forget_after}
+        gone = {
+            name
+            for name, age in zip(self.sensors, self._rows["absent"], strict=True)
+            if age >= self.config.forget_after
+        }
         if not unknown and not gone:
             return self
         successor = DeviceLearner(tuple(sorted(({*self.sensors} - gone) | unknown)), self.config)
@@ -280,7 +296,7 @@ class DeviceLearner:
         return True
 
     def take_update(self, reading: Reading) -> dict[str, Any] | None:
-        """The update to send after `reading`, as it travels; None until `update_every` samples have come since the last."""
+        """The update to send after `reading`, as it travels; None until `update_every` samples have come since."""
         if self.since_update < self.config.update_every:
             return None
         update = {

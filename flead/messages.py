@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
 from flead.errors import BadModel, BadReading, BadUpdate, Reason
@@ -35,7 +35,9 @@ class ReadingLimits(BaseModel):
     max_bytes: int = Field(262_144, gt=0, description="size of one record")
     max_sensors: int = Field(64, gt=0, le=256, description="sensors of one device")
     max_abs_value: float = Field(1e15, gt=0, description="beyond it float64 no longer tells tenths apart")
-    earliest: AwareDatetime = Field(datetime(2000, 1, 1, tzinfo=UTC), description="a clock that was never set says 1970")
+    earliest: AwareDatetime = Field(
+        datetime(2000, 1, 1, tzinfo=UTC), description="a clock that was never set says 1970"
+    )
     max_future_s: float = Field(86_400.0, ge=0, description="how far a device's clock may run ahead, s")
 
 
@@ -117,7 +119,9 @@ def parse_reading(raw: bytes | None, *, now: datetime, limits: ReadingLimits) ->
         if value is not None and abs(value) > limits.max_abs_value:
             raise BadReading(Reason.OUT_OF_RANGE, f"sensors.{name} is {value:g}, the limit is {limits.max_abs_value:g}")
     if reading.timestamp < limits.earliest:
-        raise BadReading(Reason.TIME_OUT_OF_RANGE, f"{reading.timestamp.isoformat()} is before {limits.earliest.date()}")
+        raise BadReading(
+            Reason.TIME_OUT_OF_RANGE, f"{reading.timestamp.isoformat()} is before {limits.earliest.date()}"
+        )
     if reading.timestamp > now + timedelta(seconds=limits.max_future_s):
         raise BadReading(Reason.TIME_OUT_OF_RANGE, f"{reading.timestamp.isoformat()} is in the future")
     return reading
@@ -165,6 +169,11 @@ def cohort_of(sensors: Sequence[str]) -> str:
     return f"{len(sensors)}-sensors-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
+T = TypeVar("T")
+_Quick = Annotated[T, FailFast()]
+"""Stops at the first error: a large body of nothing but errors would otherwise take minutes to describe."""
+
+
 class ArchitectureMessage(BaseModel):
     """The sizes of a network as they travel."""
 
@@ -180,8 +189,8 @@ class WeightsMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    weights: list[list[list[Finite]]]
-    biases: list[list[Finite]]
+    weights: _Quick[list[_Quick[list[_Quick[list[Finite]]]]]]
+    biases: _Quick[list[_Quick[list[Finite]]]]
     architecture: ArchitectureMessage
 
 
@@ -189,7 +198,8 @@ class LocalUpdate(BaseModel):
     """One record of `flead.local-updates` and the body of `POST /api/local-update`.
 
     `sample_count` counts the readings learned from since the device's previous update. `metadata.cohort` names the
-    cohort, `metadata.samples_seen` the device's training counter, `metadata.base_version` the global model it began from.
+    cohort, `metadata.samples_seen` the device's training counter, `metadata.base_version` the global model it
+    began from.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -262,7 +272,8 @@ class DeadLetter:
         """The record's bytes; the payload in base64.
 
         >>> import json
-        >>> letter = DeadLetter(Reason.NOT_JSON, "line 1", Source("flead.readings", 0, 7), b"?", datetime(2024, 1, 1, tzinfo=UTC))
+        >>> source, now = Source("flead.readings", 0, 7), datetime(2024, 1, 1, tzinfo=UTC)
+        >>> letter = DeadLetter(Reason.NOT_JSON, "line 1", source, b"?", now)
         >>> json.loads(letter.to_json())["payload_base64"]
         'Pw=='
         """

@@ -61,7 +61,11 @@ class Cluster:
             if shipped.name != "config.yaml":
                 (self.folder / "conf" / shipped.name).write_bytes(shipped.read_bytes())
         (self.folder / "conf" / "config.yaml").write_text(self._configuration())
-        jars = [*(HOME / "lib").glob("*.jar"), *(HOME / "opt").glob("flink-python-*.jar"), *self.connector_jars.glob("*.jar")]
+        jars = [
+            *(HOME / "lib").glob("*.jar"),
+            *(HOME / "opt").glob("flink-python-*.jar"),
+            *self.connector_jars.glob("*.jar"),
+        ]
         for stale in (self.folder / "lib").iterdir():
             stale.unlink()
         for jar in jars:

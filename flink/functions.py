@@ -54,7 +54,7 @@ class ParseReadings(ProcessFunction):  # type: ignore[misc]
 
 
 class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
-    """One learner per device in keyed state: predict, score, learn; adopt the cohort's global model when it is newer."""
+    """One learner per device in keyed state: predict, score, learn; adopt the cohort's newer global model."""
 
     def __init__(self, config: JobConfig) -> None:
         self._config = config
@@ -65,9 +65,7 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
         self._learners: dict[str, DeviceLearner] = {}
         self._models: dict[str, tuple[network.Vector, int] | None] = {}
 
-    def process_element(
-        self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext
-    ) -> Iterator[Any]:
+    def process_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Any]:
         """Take one reading: yield its prediction, and what follows from it."""
         device, raw, partition, offset, produced_ms = value
         reading = Reading.model_validate_json(raw)

@@ -99,7 +99,12 @@ def _source(tables: StreamTableEnvironment, config: JobConfig, topic: str, start
 
 
 def _add_sink(
-    tables: StreamTableEnvironment, statements: object, config: JobConfig, topic: str, stream: DataStream, guarantee: str
+    tables: StreamTableEnvironment,
+    statements: object,
+    config: JobConfig,
+    topic: str,
+    stream: DataStream,
+    guarantee: str,
 ) -> None:
     """Write keyed records to a topic, by the same key hash that every Kafka client uses."""
     transactions = f"'sink.transactional-id-prefix' = '{config.group}-{topic}'," if guarantee == "exactly-once" else ""

@@ -80,7 +80,7 @@ def lag(servers: str, group: str, topic: str) -> dict[int, int]:
 def positions(messages: Iterable[Message]) -> list[TopicPartition]:
     """Where to go on after these messages, by partition.
 
-    The end of a partition (`partition_eof`) lies behind the marks of transactions too, so committing it makes the lag 0.
+    The end of a partition (`partition_eof`) lies behind the marks of transactions too: committing it makes the lag 0.
     """
     after: dict[tuple[str, int], int] = {}
     for message in messages:

@@ -86,4 +86,3 @@ def _by_topic(messages: Iterable[Message]) -> dict[str, list[bytes]]:
         if topic is not None and value is not None:
             values[topic].append(value)
     return values
-

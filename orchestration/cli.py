@@ -23,7 +23,7 @@ from config.settings import PROJECT, Settings, load_settings
 from flead.errors import BadConfiguration, FleadError
 
 app = typer.Typer(
-    help="Federated learning on sensor streams: one small model per device, merged into a global model that flows back.",
+    help="Federated learning on sensor streams: a model per device, merged into a global model that flows back.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,13 +37,23 @@ err = Console(stderr=True)
 INTEL_LAB = "intel-lab"
 NOT_RUNNING = 3
 
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Everything a run writes: logs, databases, checkpoints.")]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="Everything a run writes: logs, databases, checkpoints.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-Data = Annotated[str, typer.Option("--data", help="A file of readings (Intel Lab, CSV, JSON lines; gzip or plain), `simulated`, or `intel-lab`.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", help="A file of readings (Intel Lab, CSV, JSON lines; gzip or plain), `simulated`, or `intel-lab`."
+    ),
+]
 Rate = Annotated[float, typer.Option("--rate", min=0, help="Readings per second; 0: as fast as it goes.")]
 Devices = Annotated[int, typer.Option("--devices", min=1, help="Size of the simulated fleet.")]
 Loop = Annotated[bool, typer.Option("--loop/--once", help="Begin again at the end of the file, with shifted dates.")]
-ForS = Annotated[float | None, typer.Option("--for", min=0, help="Stop by itself after so many seconds, counted from the first reading sent.")]
+ForS = Annotated[
+    float | None,
+    typer.Option("--for", min=0, help="Stop by itself after so many seconds, counted from the first reading sent."),
+]
 
 
 def main() -> None:
@@ -63,7 +73,9 @@ def up(
     rate: Rate = 1_000.0,
     for_s: ForS = None,
     loop: Loop = True,
-    without: Annotated[list[str] | None, typer.Option("--without", help="Leave a service out: archive, producer. Repeatable.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="Leave a service out: archive, producer. Repeatable.")
+    ] = None,
     devices: Devices = 50,
     run_dir: RunDir = None,
     as_json: Json = False,
@@ -78,11 +90,15 @@ def up(
 
     left_out = frozenset(without or ())
     if left_out - set(OPTIONAL):
-        raise BadConfiguration(f"--without knows {', '.join(OPTIONAL)}, not {', '.join(sorted(left_out - set(OPTIONAL)))}")
+        raise BadConfiguration(
+            f"--without knows {', '.join(OPTIONAL)}, not {', '.join(sorted(left_out - set(OPTIONAL)))}"
+        )
     settings = _settings(run_dir)
     source = _dataset(data, settings)
     if source == "simulated":
-        _say(f"no --data given: the readings come from the simulator ({devices} devices)" if data == "simulated" else "")
+        _say(
+            f"no --data given: the readings come from the simulator ({devices} devices)" if data == "simulated" else ""
+        )
     producer = flead_command("produce", "--data", source, "--rate", str(rate), "--devices", str(devices))
     producer += ["--loop" if loop else "--once", "--progress-file", str(settings.run_dir / "produce.json")]
     producer += ["--for", str(for_s)] if for_s else []
@@ -186,7 +202,12 @@ def logs(
 def produce(
     data: Data = "simulated",
     rate: Rate = 1_000.0,
-    speed: Annotated[float, typer.Option("--speed", min=0, help="Event time over wall time, in place of --rate: 60 plays an hour in a minute.")] = 0.0,
+    speed: Annotated[
+        float,
+        typer.Option(
+            "--speed", min=0, help="Event time over wall time, in place of --rate: 60 plays an hour in a minute."
+        ),
+    ] = 0.0,
     for_s: ForS = None,
     loop: Loop = False,
     devices: Devices = 50,
@@ -213,16 +234,20 @@ def produce(
         with ReadingProducer(settings.kafka.servers) as producer:
             records = open_source(source, loop=loop, devices=devices, on_progress=advance)
             done = send(records, producer, pace, earlier, save=save, for_s=for_s, stopping=stopping.is_set)
-    _say(f"{done.sent:,} readings sent, {done.delivered:,} delivered, {done.rejected:,} rows rejected to the dead letters")
+    _say(f"{done.sent:,} readings sent, {done.delivered:,} delivered, {done.rejected:,} rows to the dead letters")
 
 
 @app.command()
 def consume(
     topic: Annotated[str, typer.Argument(help="flead.readings, flead.predictions, ...")],
     limit: Annotated[int | None, typer.Option("-n", "--limit", min=1, help="Stop after so many records.")] = None,
-    from_beginning: Annotated[bool, typer.Option("--from-beginning/--new", help="Begin at the oldest record, or wait for new ones.")] = True,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning/--new", help="Begin at the oldest record, or wait for new ones.")
+    ] = True,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as records come.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Decode every record and report what is wrong; exits 1 if anything is.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Decode every record and report what is wrong; exits 1 if anything is.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print a topic, or check it."""
@@ -230,9 +255,15 @@ def consume(
 
     settings = _settings(None)
     records = tail(
-        settings.kafka.servers, topic, from_beginning=from_beginning, limit=limit, follow=follow, check=check, limits=settings.reading
+        settings.kafka.servers,
+        topic,
+        from_beginning=from_beginning,
+        limit=limit,
+        follow=follow,
+        check=check,
+        limits=settings.reading,
     )
-    report = CheckReport()
+    report = CheckReport(topic)
     for record in records:
         if check:
             report.add(record)
@@ -257,7 +288,7 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", min=1, max=65_535, help="Of the REST interface.")] = None,
     run_dir: RunDir = None,
 ) -> None:
-    """Run the global server alone: with the embedded MongoDB unless mongodb.uri is set, and without Kafka where there is none."""
+    """Run the global server alone: with the embedded MongoDB unless mongodb.uri is set; Kafka may come later."""
     from global_server.main import serve as run
 
     settings = _settings(run_dir)
@@ -266,7 +297,7 @@ def serve(
 
 @app.command()
 def learn(run_dir: RunDir = None) -> None:
-    """Keep the learning job on Flink: submit it, watch it, resume it from its newest checkpoint; stop it with a savepoint."""
+    """Keep the learning job on Flink: submit, watch, resume from the newest checkpoint; stop with a savepoint."""
     from flink.submit import JobKeeper, package, submit
     from kafka.topics import ensure_topics
     from orchestration.services import flink_cluster, job_config
@@ -307,7 +338,9 @@ def archive(run_dir: RunDir = None) -> None:
 
 @data_app.command("download")
 def data_download(
-    destination: Annotated[Path | None, typer.Argument(help="The file to make; default: RUN_DIR/data/intel-lab.txt.gz")] = None,
+    destination: Annotated[
+        Path | None, typer.Argument(help="The file to make; default: RUN_DIR/data/intel-lab.txt.gz")
+    ] = None,
 ) -> None:
     """Fetch the full Intel Lab file (34 MB, 2.3 million readings); resumes, and checks its checksum."""
     path = destination or _intel_lab_path(_settings(None))
@@ -337,7 +370,7 @@ def data_simulate(
 
 @data_app.command("check")
 def data_check(path: Annotated[Path, typer.Argument(help="A file of readings.")], as_json: Json = False) -> None:
-    """Read a whole file and say what is in it: readings, devices, sensors, time span, and every kind of rejected row."""
+    """Read a whole file and say what is in it: readings, devices, sensors, times, and every rejected row."""
     from data.formats import Rejected
     from data.sources import open_dataset
 
@@ -357,7 +390,9 @@ def data_check(path: Annotated[Path, typer.Argument(help="A file of readings.")]
             devices[record.device_id] = devices.get(record.device_id, 0) + 1
             for name, value in record.sensors.items():
                 sensors[name] = sensors.get(name, 0) + (value is not None)
-            times = [min(times[0], record.timestamp), max(times[1], record.timestamp)] if times else [record.timestamp] * 2
+            times = (
+                [min(times[0], record.timestamp), max(times[1], record.timestamp)] if times else [record.timestamp] * 2
+            )
     report = {
         "format": dataset.format.name,
         "readings": sum(devices.values()),
@@ -396,10 +431,17 @@ def _intel_lab_path(settings: Settings) -> Path:
 def _download(path: Path) -> Path:
     from data.download import download_intel_lab
 
-    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=err) as progress:
         task = progress.add_task("Intel Lab readings", total=None)
-        return download_intel_lab(path, on_progress=lambda done, total: progress.update(task, completed=done, total=total))
+        return download_intel_lab(
+            path, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
+        )
 
 
 def _stop_event() -> threading.Event:

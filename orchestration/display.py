@@ -10,7 +10,14 @@ from rich.text import Text
 
 from orchestration.up import Status
 
-_COLOURS = {"running": "green", "finished": "green", "stopped": "dim", "starting": "yellow", "backoff": "red", "fatal": "bold red"}
+_COLOURS = {
+    "running": "green",
+    "finished": "green",
+    "stopped": "dim",
+    "starting": "yellow",
+    "backoff": "red",
+    "fatal": "bold red",
+}
 
 
 def picture(status: Status) -> RenderableType:
@@ -31,7 +38,9 @@ def verdict(status: Status) -> RenderableType:
     """The checks at the end of a run, and its figures."""
     table = Table("check", "", "what was found", box=None, header_style="bold")
     for name, check in status.checks.items():
-        table.add_row(name, Text("ok", style="green") if check["ok"] else Text("FAILED", style="bold red"), check["detail"])
+        table.add_row(
+            name, Text("ok", style="green") if check["ok"] else Text("FAILED", style="bold red"), check["detail"]
+        )
     return table
 
 
@@ -41,7 +50,13 @@ def _services(status: Status) -> Table:
         state = Text(service["state"], style=_COLOURS.get(service["state"], "yellow"))
         table.add_row(name, state, _plain(service["pid"]), _plain(service["port"]), _plain(service["restarts"]))
     if status.job:
-        table.add_row("learning job", Text(str(status.job["state"]).lower(), style="green"), "", "", _plain(status.job["restarts"]))
+        table.add_row(
+            "learning job",
+            Text(str(status.job["state"]).lower(), style="green"),
+            "",
+            "",
+            _plain(status.job["restarts"]),
+        )
     return table
 
 

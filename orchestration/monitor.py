@@ -84,9 +84,7 @@ class Monitor:
     def start(self) -> None:
         """Begin to read, from the records to come; returns once its place in every topic is fixed."""
         placed = threading.Event()
-        self._consumer.subscribe(
-            [PREDICTIONS, LOCAL_UPDATES, ALERTS, DEAD_LETTERS], on_assign=lambda *_: placed.set()
-        )
+        self._consumer.subscribe([PREDICTIONS, LOCAL_UPDATES, ALERTS, DEAD_LETTERS], on_assign=lambda *_: placed.set())
         deadline = self._clock() + 30.0
         while not placed.is_set():
             if self._clock() > deadline:

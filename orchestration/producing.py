@@ -48,7 +48,9 @@ class Progress:
     last_error: str | None = None
 
 
-def open_source(data: str, *, loop: bool, devices: int, on_progress: Callable[[int], None] | None = None) -> Iterator[Record]:
+def open_source(
+    data: str, *, loop: bool, devices: int, on_progress: Callable[[int], None] | None = None
+) -> Iterator[Record]:
     """The records that `--data` names: a file, or `simulated`.
 
     Raises `BadDataset` where it is no readable file of readings.

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from config.child import check_port_free
 from config.settings import PROJECT, Settings
@@ -111,7 +110,9 @@ def declare(settings: Settings, producer: list[str] | None, without: frozenset[s
     parts = [*_mongodb(settings), *_kafka(settings), *_flink(settings)]
     parts.append(
         Part(
-            Service("server", flead_command("serve", "--port", str(settings.server.port)), environment, settings.server.port),
+            Service(
+                "server", flead_command("serve", "--port", str(settings.server.port)), environment, settings.server.port
+            ),
             setting="server.port",
         )
     )
@@ -204,7 +205,9 @@ def preflight(settings: Settings, parts: list[Part]) -> None:
         (run_dir / ".writable").write_bytes(b"\0" * 4096)
         (run_dir / ".writable").unlink()
     except OSError as error:
-        raise CorruptRunFolder(f"the run folder {run_dir} cannot be written ({error.strerror}): name another with --run-dir") from None
+        raise CorruptRunFolder(
+            f"the run folder {run_dir} cannot be written ({error.strerror}): name another with --run-dir"
+        ) from None
     free = shutil.disk_usage(run_dir).free / 1e9
     if free < FREE_DISK_GB:
         raise Unavailable(
@@ -221,4 +224,3 @@ def preflight(settings: Settings, parts: list[Part]) -> None:
         check_port_free(settings.kafka.controller_port, "kafka.controller_port", "kafka")
     if "jobmanager" in embedded:
         check_port_free(settings.flink.rpc_port, "flink.rpc_port", "jobmanager")
-

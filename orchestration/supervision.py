@@ -95,7 +95,9 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is for us: we stop it in order
             )
-        self._rpc: Any = xmlrpc.client.ServerProxy("http://localhost", transport=_UnixTransport(str(socket_path))).supervisor
+        self._rpc: Any = xmlrpc.client.ServerProxy(
+            "http://localhost", transport=_UnixTransport(str(socket_path))
+        ).supervisor
         self._wait_until_it_answers()
         return self
 
@@ -111,12 +113,14 @@ class Supervisor:
 
     def start(self, name: str) -> None:
         """Start a service; returns at once."""
-        self._call("startProcess", name, False)
+        wait = False
+        self._call("startProcess", name, wait)
 
     def stop(self, name: str) -> None:
         """Stop a service in order, and wait for it; not running is fine."""
+        wait = True
         with contextlib.suppress(xmlrpc.client.Fault):
-            self._call("stopProcess", name, True)
+            self._call("stopProcess", name, wait)
 
     def states(self) -> dict[str, State]:
         """How each service is now."""
@@ -139,7 +143,9 @@ class Supervisor:
         try:
             return getattr(self._rpc, method)(*arguments)
         except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"the supervisor does not answer ({error}): see {self.logs / 'supervisord.log'}") from None
+            raise Unavailable(
+                f"the supervisor does not answer ({error}): see {self.logs / 'supervisord.log'}"
+            ) from None
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + 20.0
@@ -152,7 +158,7 @@ class Supervisor:
 
 
 def _configuration(services: Any, logs: Path, socket_path: Path) -> str:
-    """supervisord's own configuration; '%' is its escape character."""
+    """Supervisord's own configuration; '%' is its escape character."""
     lines = [
         "[supervisord]", "nodaemon=true", f"logfile={_escaped(logs / 'supervisor-events.log')}",
         f"pidfile={_escaped(socket_path.with_suffix('.pid'))}", f"childlogdir={_escaped(logs)}", "silent=true",

@@ -324,9 +324,16 @@ class Run:
         given_up = [name for name, service in status.services.items() if service["state"] == "fatal"]
         readings, taken, dead = (counts.get(name, 0) for name in ("readings", "taken_up", "dead_readings"))
         in_flight = counts.get("in_flight_at_stop", 0)
+        unstored = sum(status.archive_lag.values())
         checks = {
-            "services": (not given_up, f"given up: {', '.join(given_up)}" if given_up else "all stayed up or came back"),
-            "job": (status.job.get("state") == "RUNNING", f"{status.job.get('state')}, {status.job.get('restarts')} restarts"),
+            "services": (
+                not given_up,
+                f"given up: {', '.join(given_up)}" if given_up else "all stayed up or came back",
+            ),
+            "job": (
+                status.job.get("state") == "RUNNING",
+                f"{status.job.get('state')}, {status.job.get('restarts')} restarts",
+            ),
             "nothing_lost": (
                 readings == taken + dead + in_flight and in_flight == 0,
                 f"{readings} readings = {taken} taken up + {dead} dead letters + {in_flight} in flight at the stop",
@@ -336,16 +343,23 @@ class Run:
                 not counts.get("update_counters_fell"),
                 f"a device's training counter went down {counts.get('update_counters_fell', 0)} times",
             ),
-            "stored": (not sum(status.archive_lag.values()), f"{sum(status.archive_lag.values())} records not stored yet"),
+            "stored": (
+                not unstored,
+                f"{unstored} records not stored yet",
+            ),
         }
         if producer is not None:
             checks["delivered"] = (
                 producer.failed == 0 and producer.delivered == producer.sent,
-                f"{producer.sent} sent, {producer.delivered} delivered, {producer.failed} failed, {producer.rejected} rows rejected",
+                f"{producer.sent} sent, {producer.delivered} delivered, {producer.failed} failed, "
+                f"{producer.rejected} rows rejected",
             )
         if counts.get("devices_updating", 0) >= self._settings.aggregation.min_devices:
             rounds = counts.get("rounds_this_run", 0)
-            checks["rounds"] = (rounds > 0, f"{rounds} rounds, {counts.get('devices_adopted', 0)} devices adopted a global model")
+            checks["rounds"] = (
+                rounds > 0,
+                f"{rounds} rounds, {counts.get('devices_adopted', 0)} devices adopted a global model",
+            )
         return {name: {"ok": bool(ok), "detail": detail} for name, (ok, detail) in checks.items()}
 
     def _elapsed(self) -> float:

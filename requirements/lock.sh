@@ -7,4 +7,5 @@ compile() {
     --custom-compile-command requirements/lock.sh "$@"
 }
 compile requirements/pipeline.in -o requirements/pipeline.txt
+compile requirements/java.in -o requirements/java.txt
 compile -c requirements/pipeline.txt requirements/dev.in -o requirements/dev.txt

@@ -135,7 +135,7 @@ def test_a_taken_port_is_named(folder: Path, kafka_jars: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with (
-            pytest.raises(PortTaken, match=f"port {port} on 127"),
+            pytest.raises(PortTaken, match=f"port {port}, which Kafka needs, is taken"),
             embedded_broker(folder, port, free_port(), kafka_jars),
         ):
             pass

@@ -1,0 +1,103 @@
+"""What the REST interface answers, as it is documented in OpenAPI."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from flead.messages import ArchitectureMessage, WeightsMessage
+
+
+class Service(BaseModel):
+    """`GET /`."""
+
+    service: str
+    status: str
+    version: str
+
+
+class UpdateAnswer(BaseModel):
+    """`POST /api/local-update`: a duplicate was counted before, and is not again."""
+
+    status: Literal["accepted", "duplicate"]
+    device_id: str
+    cohort: str
+    pending_updates: int = Field(description="devices with an update that waits for a round")
+    aggregation_rounds: int
+
+
+class ModelSummary(BaseModel):
+    """What a global model is made of."""
+
+    architecture: ArchitectureMessage
+    total_parameters: int
+    num_devices: int
+    total_samples: int
+    aggregation_strategy: str
+
+
+class ModelAnswer(BaseModel):
+    """`GET /api/global-model`."""
+
+    cohort: str
+    weights: WeightsMessage
+    summary: ModelSummary
+    aggregation_rounds: int
+    timestamp: datetime
+
+
+class RoundAnswer(BaseModel):
+    """`POST /api/aggregate`, a round was made."""
+
+    status: Literal["success"] = "success"
+    cohort: str
+    round: int
+    num_devices: int
+    total_samples: int
+    aggregation_strategy: str
+    timestamp: datetime
+
+
+class NoUpdates(BaseModel):
+    """`POST /api/aggregate`, nothing to do."""
+
+    status: Literal["no_updates"] = "no_updates"
+    message: str
+
+
+class StatusAnswer(BaseModel):
+    """`GET /api/status`; the figures are the cohort's."""
+
+    status: str
+    cohort: str
+    pending_updates: int
+    aggregation_rounds: int
+    unique_devices: int
+    device_contributions: dict[str, int] = Field(description="updates accepted of each device")
+    aggregation_config: dict[str, Any]
+    timestamp: datetime
+    cohorts: dict[str, dict[str, int]]
+    kafka: str
+    mongodb: str
+
+
+class HistoryEntry(BaseModel):
+    """One round."""
+
+    round: int
+    cohort: str
+    timestamp: datetime
+    num_devices: int
+    device_ids: list[str]
+    total_samples: int
+    aggregation_strategy: str
+    published_at: datetime | None
+
+
+class HistoryAnswer(BaseModel):
+    """`GET /api/history`, oldest round first."""
+
+    aggregation_history: list[HistoryEntry]
+    total_rounds: int

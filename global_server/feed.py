@@ -1,0 +1,139 @@
+"""The Kafka side, inwards: local updates from `flead.local-updates`, refused ones to `flead.dead-letters`.
+
+Offsets are committed after everything before them is stored: at least once, and the rounds count once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, Message
+
+from flead.errors import BadInput, BadUpdate, Reason, Unavailable
+from flead.messages import DeadLetter, LocalUpdate, Source
+from global_server.memory import Accepted
+from global_server.publisher import DELIVERY_S, deliver
+from global_server.rounds import RoundService
+from kafka.client import make_consumer, make_producer
+from kafka.connection import translated
+from kafka.offsets import positions
+from kafka.topics import DEAD_LETTERS, LOCAL_UPDATES
+
+LOG = logging.getLogger(__name__)
+
+GROUP = "flead-global-server"
+BATCH = 500
+WAIT_S = 0.5
+RETRY_S = 1.0
+
+# While MongoDB is away we hold on to a batch and do not poll; the group should not count us as dead for it.
+_MAX_POLL_INTERVAL_MS = 3_600_000
+
+
+class UpdateFeed(threading.Thread):
+    """Consumes local updates until it is stopped, whatever happens to Kafka or MongoDB meanwhile.
+
+    Parameters
+    ----------
+    clock:
+        gives the present, aware
+    """
+
+    def __init__(
+        self,
+        service: RoundService,
+        servers: str,
+        *,
+        group: str = GROUP,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        super().__init__(name="update-feed", daemon=True)
+        self.service = service
+        self.servers = servers
+        self.group = group
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._producer = make_producer(servers, **{"delivery.timeout.ms": int(DELIVERY_S * 1000)})
+
+    def stop(self) -> None:
+        """End after the batch at hand."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join(15.0)
+
+    def run(self) -> None:
+        """Consume; start over after anything unforeseen."""
+        while not self._stopping.is_set():
+            try:
+                self._consume()
+            except Unavailable as error:
+                LOG.warning("the update feed starts over: %s", error)
+            except Exception:
+                LOG.exception("the update feed starts over")
+            self._stopping.wait(RETRY_S)
+
+    def _consume(self) -> None:
+        overrides: dict[str, Any] = {"max.poll.interval.ms": _MAX_POLL_INTERVAL_MS}
+        with closing(make_consumer(self.servers, self.group, partition_eof=True, **overrides)) as consumer:
+            consumer.subscribe([LOCAL_UPDATES])
+            while not self._stopping.is_set():
+                with translated("reading local updates", self.servers):
+                    messages = consumer.consume(BATCH, WAIT_S)
+                records = [message for message in messages if message.error() is None]
+                if self._until_done(records):
+                    _commit(consumer, messages)
+
+    def _until_done(self, records: list[Message]) -> bool:
+        """Store the records, trying until it succeeds; False where we were stopped before."""
+        while not self._stopping.is_set():
+            try:
+                if records:
+                    self._store(records)
+            except Unavailable as error:
+                LOG.warning("%d local updates wait: %s", len(records), error)
+                self._stopping.wait(RETRY_S)
+            else:
+                return True
+        return False
+
+    def _store(self, records: list[Message]) -> None:
+        """Give the records to the service, and what it refuses to the dead letters; then see whether a round is due."""
+        now = self._clock()
+        parsed = [_parse(record.value()) for record in records]
+        accepted = iter(self.service.accept_many([part for part in parsed if isinstance(part, LocalUpdate)], now))
+        outcomes: list[Accepted | BadInput] = [p if isinstance(p, BadInput) else next(accepted) for p in parsed]
+        refused = [(r, error) for r, error in zip(records, outcomes, strict=True) if isinstance(error, BadInput)]
+        if refused:
+            letters = [(record.key(), _dead_letter(record, error, now).to_json()) for record, error in refused]
+            deliver(self._producer, self.servers, DEAD_LETTERS, list(letters))
+        self.service.aggregate_ready(now)
+
+
+def _parse(value: bytes | None) -> LocalUpdate | BadInput:
+    if not value:
+        return BadUpdate("the record has no value", Reason.EMPTY)
+    try:
+        return LocalUpdate.from_json(value)
+    except BadInput as error:
+        return error
+
+
+def _dead_letter(record: Message, error: BadInput, now: datetime) -> DeadLetter:
+    source = Source(record.topic() or LOCAL_UPDATES, record.partition() or 0, record.offset() or 0)
+    return DeadLetter(error.reason, error.detail, source, record.value() or b"", now)
+
+
+def _commit(consumer: Consumer, messages: list[Message]) -> None:
+    offsets = positions(messages)
+    if not offsets:
+        return
+    try:
+        consumer.commit(offsets=offsets, asynchronous=False)
+    except KafkaException as error:
+        # The records come again, to us or to whom the partitions went, and count once.
+        LOG.warning("offsets of local updates were not committed: %s", error.args[0])

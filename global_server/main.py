@@ -1,0 +1,121 @@
+"""Runs the global server: MongoDB, rounds, the Kafka feed, REST; until SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import uvicorn
+from pydantic import SecretStr
+
+from config.child import port_is_taken
+from config.settings import MongoSettings, Settings
+from flead.errors import PortTaken, Unavailable
+from global_server.app import create_app
+from global_server.feed import UpdateFeed
+from global_server.publisher import ModelPublisher
+from global_server.rounds import RoundService
+from global_server.schedule import Scheduler
+from storage.connection import Client, connect, open_database, ping
+from storage.embedded import embedded_mongod
+from storage.rounds import RoundRepository
+from storage.schema import apply_schema
+
+LOG = logging.getLogger(__name__)
+
+START_LIMIT_S = 30.0
+"""How long MongoDB may take to answer at the start, s."""
+
+
+def serve(
+    settings: Settings, port: int | None = None, run_dir: Path | None = None, *, own_mongod: bool = False
+) -> None:
+    """Run the server until SIGTERM or SIGINT; call it from the main thread.
+
+    Parameters
+    ----------
+    port:
+        of the REST interface; without it, `server.port`
+    run_dir:
+        where the embedded mongod writes; without it, `run_dir` of the settings
+    own_mongod:
+        start the embedded mongod unless `mongodb.uri` is set
+
+    Raises
+    ------
+    PortTaken
+        where another process listens on the port
+    Unavailable
+        where MongoDB does not answer within 30 s
+    """
+    with ExitStack() as stack:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            stack.callback(signal.signal, name, signal.signal(name, _leave))
+        listener = stack.enter_context(_listen(settings.server.host, port or settings.server.port))
+        mongodb = settings.mongodb
+        if own_mongod and not mongodb.uri:
+            mongodb = _own_mongod(stack, mongodb, run_dir or settings.run_dir)
+        client = stack.enter_context(connect(mongodb))
+        _wait_for(client, mongodb)
+        database = open_database(client, mongodb)
+        apply_schema(database, mongodb)
+        publisher = ModelPublisher(settings.kafka.servers)
+        service = RoundService(RoundRepository(database), settings.aggregation, publisher)
+        service.load()
+        scheduler = Scheduler(service, publisher.check)
+        feed = UpdateFeed(service, settings.kafka.servers)
+        for thread in (scheduler, feed):
+            stack.callback(thread.stop)
+            thread.start()
+        app = create_app(service, kafka_connected=lambda: publisher.connected)
+        config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="warning", timeout_graceful_shutdown=5)
+        LOG.info("the global server listens on http://%s:%d", *listener.getsockname()[:2])
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    """End through every `finally`; uvicorn raises its signal again once it has shut down."""
+    raise SystemExit(0)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PortTaken(f"cannot listen on {host}:{port} ({error.strerror}): name another with --port") from None
+    return listener
+
+
+def _own_mongod(stack: ExitStack, settings: MongoSettings, run_dir: Path) -> MongoSettings:
+    """Start the embedded mongod; on another port where the usual one is taken, for only we need to know it."""
+    port = _free_port() if port_is_taken(settings.port) else settings.port
+    server = stack.enter_context(embedded_mongod(run_dir / "mongodb", port))
+    return settings.model_copy(update={"uri": SecretStr(server.uri), "port": port})
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for(client: Client, settings: MongoSettings) -> None:
+    """Wait until MongoDB can be written to."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while True:
+        try:
+            return ping(open_database(client, settings))
+        except Unavailable as error:
+            if time.monotonic() >= deadline:
+                raise Unavailable(f"gave up after {START_LIMIT_S:g} s: {error}") from None
+            LOG.info("waiting for MongoDB: %s", error)
+            time.sleep(0.2)

@@ -1,0 +1,112 @@
+"""Errors as RFC 9457 problem documents: ONE table from error to status."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from flead import errors
+
+STATUS: dict[type[errors.FleadError], tuple[int, str]] = {
+    errors.FleadError: (500, "Something went wrong"),
+    errors.BadInput: (422, "The input breaks the contract"),
+    errors.BadReading: (422, "Not a reading"),
+    errors.BadUpdate: (422, "Not an update that can enter a round"),
+    errors.BadModel: (422, "Weights that do not hold"),
+    errors.BadDataset: (422, "Not a readable dataset"),
+    errors.BadConfiguration: (500, "A setting that cannot work"),
+    errors.Unavailable: (503, "A part of the system does not answer"),
+    errors.PortTaken: (503, "A port is taken"),
+    errors.CorruptRunFolder: (503, "The run folder cannot be continued from"),
+}
+"""Every error that FLEAD raises on purpose: status and title. A test proves it complete."""
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 20
+RETRY_AFTER_S = 2
+
+
+class Violation(BaseModel):
+    """One thing wrong with the input."""
+
+    where: str
+    message: str
+    code: str
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[Violation] = Field(default_factory=list)
+
+
+class InvalidBody(errors.BadUpdate):
+    """A body that is no local update: everything that is wrong with it."""
+
+    def __init__(self, error: ValidationError) -> None:
+        found = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_ERRORS]
+        self.violations = [_violation(dict(item)) for item in found]
+        super().__init__(f"{error.error_count()} wrong, first: {self.violations[0].where} {self.violations[0].message}")
+
+
+def _violation(item: dict[str, Any]) -> Violation:
+    where = ".".join(str(part)[:100] for part in item["loc"])
+    return Violation(where=where[:500], message=str(item["msg"])[:300], code=str(item["type"]))
+
+
+def _respond(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    body = problem.model_dump(exclude_defaults=True)
+    return JSONResponse(body, problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def _of_http(status: int, detail: str, violations: list[Violation] | None = None) -> Problem:
+    title = HTTPStatus(status).phrase
+    return Problem(type="about:blank", title=title, status=status, detail=detail, errors=violations or [])
+
+
+def of_error(error: errors.FleadError) -> Problem:
+    """Make the problem document of an error.
+
+    >>> of_error(errors.BadModel("biases[0] must be (3,)")).status
+    422
+    """
+    kind = next(kind for kind in type(error).__mro__ if kind in STATUS)
+    status, title = STATUS[kind]
+    detail = error.detail if isinstance(error, errors.BadInput) else str(error)
+    code = error.reason.value if isinstance(error, errors.BadInput) else kind.__name__.lower()
+    violations = error.violations if isinstance(error, InvalidBody) else []
+    if isinstance(error, errors.BadInput) and not violations:
+        violations = [Violation(where="", message=detail, code=code)]
+    return Problem(type=f"urn:flead:problem:{code}", title=title, status=status, detail=detail, errors=violations)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error with a problem document."""
+
+    @app.exception_handler(errors.FleadError)
+    def _ours(_request: Request, error: errors.FleadError) -> JSONResponse:
+        problem = of_error(error)
+        return _respond(problem, {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else None)
+
+    @app.exception_handler(HTTPException)
+    def _http(_request: Request, error: HTTPException) -> JSONResponse:
+        return _respond(_of_http(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
+        violations = [_violation(item) for item in error.errors()[:MAX_ERRORS]]
+        return _respond(_of_http(422, "the request does not fit its description", violations))
+
+    @app.exception_handler(Exception)
+    def _unforeseen(_request: Request, _error: Exception) -> JSONResponse:
+        return _respond(_of_http(500, "an error that nobody foresaw: the server's log has it"))

