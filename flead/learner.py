@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flead import network, scaling
 from flead.errors import BadConfiguration, BadModel
-from flead.messages import Reading, cohort_of
+from flead.messages import cohort_of
 from flead.network import Architecture, Vector
 
 STATE_LIMIT = 64 * 1024
@@ -118,20 +118,17 @@ class DeviceLearner:
     config:
         hyper-parameters, the same for every device
 
-    >>> from datetime import UTC, datetime
     >>> learner = DeviceLearner(("temperature",), LearnerConfig())
-    >>> for minute, value in enumerate((20.0, 20.5, 20.0)):
-    ...     reading = Reading(
-    ...         device_id="m", timestamp=datetime(2024, 1, 1, 0, minute, tzinfo=UTC), sensors={"temperature": value}
-    ...     )
-    ...     outcome = learner.process(reading)
+    >>> for value in (20.0, 20.5, 20.0):
+    ...     outcome = learner.process({"temperature": value})
     >>> learner.samples_seen, round(outcome.expected["temperature"])
     (3, 20)
     """
 
     __slots__ = (
-        "_buffer", "_counts", "_fresh", "_means", "_observed", "_rows", "_settled", "_variances", "_winsor", "_work",
-        "architecture", "base_version", "cohort", "config", "samples_seen", "sensors", "since_update", "theta",
+        "_buffer", "_counts", "_fresh", "_means", "_named", "_observed", "_rows", "_settled", "_spread", "_variances",
+        "_winsor", "_work", "architecture", "base_version", "cohort", "config", "samples_seen", "sensors",
+        "since_update", "theta",
     )  # fmt: skip
 
     def __init__(self, sensors: tuple[str, ...], config: LearnerConfig) -> None:
@@ -157,30 +154,45 @@ class DeviceLearner:
         self._rows = dict(zip(layout.FIELDS, rows, strict=True))
         # Values and residuals are scaled by the same code, side by side in one array.
         self._means, self._variances, self._counts = (rows[i : i + 2].reshape(2 * n) for i in (0, 2, 4))
-        self._winsor = np.repeat((VALUE_WINSOR, RESIDUAL_WINSOR), n)
         self._observed = np.ones(2 * n)
-        self._settled = bool(self._rows["residual_count"].all())
+        self._derive()
 
-    def process(self, reading: Reading) -> Outcome:
-        """Predict, score and learn, in that order; `reading` names no sensor that this learner lacks (`fitted`)."""
+    def _derive(self) -> None:
+        """Work out what follows from the buffer and is kept beside it only for speed."""
+        self._spread = scaling.spread(self._means, self._variances)
+        warm = self._counts > scaling.WARM
+        self._winsor = np.where(warm, np.repeat((VALUE_WINSOR, RESIDUAL_WINSOR), len(self.sensors)), np.inf)
+        self._settled = bool(warm.all())
+        self._named = self._by_name(self._rows["next"])
+
+    def process(self, given: Mapping[str, float | None]) -> Outcome:
+        """Take one reading: predict, score and learn, in that order.
+
+        Parameters
+        ----------
+        given:
+            values by sensor, finite or None; no sensor that this learner lacks (see `fitted`)
+        """
         n, row = len(self.sensors), self._rows
-        x, observed = self._read(reading.sensors)
-        spread = scaling.spread(self._means, self._variances)
+        x, observed = self._read(given)
         residual = x - row["next"]
-        expected = self._by_name(row["next"]) if self.samples_seen else None
-        error, score, worst = self._score(residual, spread, observed[n:])
-        self._learn(x, spread[:n], observed[n:])
+        expected = self._named if self.samples_seen else None
+        error, score, worst = self._score(residual, observed[n:])
+        self._learn(x, observed[n:])
         scaling.update(
             self._means, self._variances, self._counts, np.concatenate((x, residual)), observed,
-            memory=self.config.memory, winsor=self._winsor,
+            memory=self.config.memory, limit=self._winsor * self._spread,
         )  # fmt: skip
+        self._spread = scaling.spread(self._means, self._variances)
         row["last"][:] = x
         self._forecast()
+        if not self._settled:
+            self._derive()
         self.samples_seen += 1
         self.since_update += 1
         return Outcome(
             expected=expected,
-            forecast=self._by_name(row["next"]),
+            forecast=self._named,
             error=error,
             score=score,
             is_anomaly=score >= self.config.threshold,
@@ -201,47 +213,46 @@ class DeviceLearner:
         x = np.array([np.nan if value is None else value for value in values])
         seen = np.isfinite(x)
         observed = np.concatenate((seen, seen & (row["count"] > 0))).astype(np.float64)
-        self._settled = bool(row["residual_count"].all())
         return np.where(seen, x, row["last"]), observed
 
-    def _score(self, residual: Vector, spread: Vector, observed: Vector) -> tuple[float | None, float, int]:
+    def _score(self, residual: Vector, observed: Vector) -> tuple[float | None, float, int]:
         """Compare a reading with what was expected of it: (error, score, index of the furthest sensor).
 
         The score is 1 - 1 / z**2, Chebyshev's bound on the probability of a residual less than z standard deviations
         from its mean: it holds for every distribution, so it means the same on every device. 0.99 is z = 10.
         """
         n, row = len(self.sensors), self._rows
-        total = float(observed @ observed)
+        total = float(observed.dot(observed))
         if self.samples_seen < scaling.WARM or not total:
             return None, 0.0, 0
-        scale = spread[:n]
-        error = float(np.minimum(np.abs(residual) / scale, scaling.CLIP) @ observed) / total
-        fineness = np.maximum(spread[n:], scaling.RELATIVE_FLOOR * scale)
+        scale = self._spread[:n]
+        error = float(np.minimum(np.abs(residual) / scale, scaling.CLIP).dot(observed)) / total
+        fineness = np.maximum(self._spread[n:], scaling.RELATIVE_FLOOR * scale)
         z = np.abs(residual - row["residual_mean"]) / fineness * observed
         worst = int(z.argmax())
         distance = float(z[worst])
         warm = row["residual_count"][worst] >= self.config.warm_up
         return error, 1.0 - distance**-2 if warm and distance > 1.0 else 0.0, worst
 
-    def _learn(self, x: Vector, scale: Vector, observed: Vector) -> None:
+    def _learn(self, x: Vector, observed: Vector) -> None:
         """One step of gradient descent on the change since the last reading; Huber's loss: no outlier owns a step."""
-        last = self._normalised(self._rows["last"], scale)
-        output = self._work.output if self._fresh else self._work.forward(last)
-        wrong = output - (self._normalised(x, scale) - last)
+        if not self._fresh:
+            self._work.forward(self._normalised(self._rows["last"]))
+        wrong = self._work.output - (self._normalised(x) - self._work.input)
         slope = np.minimum(np.maximum(wrong, -1.0), 1.0) * observed
         self.theta -= self.config.learning_rate * self._work.backward(slope)
 
     def _forecast(self) -> None:
         """Write the next reading's forecast, with the statistics and weights as they are now."""
-        row, n = self._rows, len(self.sensors)
-        scale = scaling.spread(self._means[:n], self._variances[:n])
-        change = self._work.forward(self._normalised(row["last"], scale))
-        np.add(row["last"], change * scale, out=row["next"])
+        last = self._rows["last"]
+        change = self._work.forward(self._normalised(last))
+        np.add(last, change * self._spread[: len(self.sensors)], out=self._rows["next"])
+        self._named = self._by_name(self._rows["next"])
         self._fresh = True
 
-    def _normalised(self, x: Vector, scale: Vector) -> Vector:
+    def _normalised(self, x: Vector) -> Vector:
         """In standard deviations from the mean, within +-CLIP."""
-        z = (x - self._rows["mean"]) / scale
+        z = (x - self._rows["mean"]) / self._spread[: len(self.sensors)]
         clipped: Vector = np.minimum(np.maximum(z, -scaling.CLIP), scaling.CLIP)
         return clipped
 
@@ -259,12 +270,11 @@ class DeviceLearner:
         A sensor that is new joins at once; one that was not named for `forget_after` readings leaves. The successor
         keeps the counters and each remaining sensor's statistics; its network starts anew.
         """
+        if len(given) == len(self.sensors) and all(name in given for name in self.sensors):
+            return self
         unknown = given.keys() - self.sensors
-        gone = {
-            name
-            for name, age in zip(self.sensors, self._rows["absent"], strict=True)
-            if age >= self.config.forget_after
-        }
+        ages = zip(self.sensors, self._rows["absent"], strict=True)
+        gone = {name for name, age in ages if age >= self.config.forget_after}
         if not unknown and not gone:
             return self
         successor = DeviceLearner(tuple(sorted(({*self.sensors} - gone) | unknown)), self.config)
@@ -272,6 +282,7 @@ class DeviceLearner:
         here, there = [self.sensors.index(n) for n in kept], [successor.sensors.index(n) for n in kept]
         for field in _Layout.FIELDS:
             successor._rows[field][there] = self._rows[field][here]
+        successor._derive()
         successor.samples_seen = self.samples_seen
         return successor
 
@@ -295,15 +306,21 @@ class DeviceLearner:
         self._fresh = False
         return True
 
-    def take_update(self, reading: Reading) -> dict[str, Any] | None:
-        """The update to send after `reading`, as it travels; None until `update_every` samples have come since."""
+    def take_update(self, device_id: str, timestamp: str) -> dict[str, Any] | None:
+        """The update to send after a reading, as it travels; None until `update_every` samples have come since.
+
+        Parameters
+        ----------
+        timestamp:
+            of the reading, ISO 8601
+        """
         if self.since_update < self.config.update_every:
             return None
         update = {
-            "device_id": reading.device_id,
+            "device_id": device_id,
             "weights": network.to_message(self.theta, self.architecture),
             "sample_count": self.since_update,
-            "timestamp": reading.timestamp,
+            "timestamp": timestamp,
             "metadata": {
                 "cohort": self.cohort,
                 "sensors": self.sensors,
@@ -340,6 +357,7 @@ class DeviceLearner:
             learner = cls(tuple(sensors), config)
             kept = len(_Layout.FIELDS) * len(sensors)
             learner._buffer[-kept:] = buffer[-kept:]
+            learner._derive()
         learner.samples_seen, learner.since_update = samples_seen, since_update
         return learner
 

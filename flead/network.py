@@ -113,22 +113,29 @@ class Workspace:
     array([3., 1.])
     """
 
-    __slots__ = ("_gradient", "_gradient_layers", "_inputs", "_layers", "_with_bias", "output")
+    __slots__ = ("_backward", "_forward", "_gradient", "_last", "_with_bias", "input", "output")
 
     def __init__(self, theta: Vector, architecture: Architecture) -> None:
-        self._layers = layers(theta, architecture)
+        views = layers(theta, architecture)
         self._gradient = np.empty(architecture.parameter_count)
-        self._gradient_layers = layers(self._gradient, architecture)
         self._with_bias = [np.ones(size + 1) for size in architecture.sizes[:-1]]  # a layer's inputs, then 1
-        self._inputs = [inputs[:-1] for inputs in self._with_bias]
+        inputs = [values[:-1] for values in self._with_bias]
+        self.input = inputs[0]
         self.output = np.empty(architecture.output_size)
+        # Every view is made once: at these sizes making one costs as much as the arithmetic.
+        self._forward = list(zip(self._with_bias, views, inputs[1:], strict=False))
+        columns = [values[:, None] for values in self._with_bias]
+        weights = [view[:-1] for view in views]
+        gradients = layers(self._gradient, architecture)
+        self._backward = list(zip(columns, gradients, weights, inputs, strict=True))[::-1]
+        self._last = views[-1]
 
     def forward(self, x: Vector) -> Vector:
         """The network's output for one input: (input_size,) to (output_size,); overwritten by the next pass."""
-        self._inputs[0][:] = x
-        for depth, layer in enumerate(self._layers[:-1]):
-            np.tanh(self._with_bias[depth] @ layer, out=self._inputs[depth + 1])
-        return np.dot(self._with_bias[-1], self._layers[-1], out=self.output)
+        self.input[:] = x
+        for values, layer, activation in self._forward:
+            np.tanh(values.dot(layer), activation)
+        return self._with_bias[-1].dot(self._last, self.output)
 
     def backward(self, slope: Vector) -> Vector:
         """The gradient of the loss for the last forward pass, (parameter_count,); overwritten by the next pass.
@@ -138,11 +145,10 @@ class Workspace:
         slope:
             (output_size,), the derivative of the loss by the network's output
         """
-        for depth in range(len(self._layers) - 1, -1, -1):
-            np.multiply(self._with_bias[depth][:, None], slope, out=self._gradient_layers[depth])
-            if depth:
-                h = self._inputs[depth]
-                slope = (self._layers[depth][:-1] @ slope) * (1.0 - h * h)
+        for column, gradient, weights, inputs in self._backward:
+            np.multiply(column, slope, gradient)
+            if inputs is not self.input:
+                slope = weights.dot(slope) * (1.0 - inputs * inputs)
         return self._gradient
 
 

@@ -24,12 +24,12 @@ def spread(mean: Vector, variance: Vector) -> Vector:
 
 
 def update(
-    mean: Vector, variance: Vector, count: Vector, x: Vector, observed: Vector, *, memory: float, winsor: Vector | float
+    mean: Vector, variance: Vector, count: Vector, x: Vector, observed: Vector, *, memory: float, limit: Vector | float
 ) -> None:
     """Take one value of each sensor into running statistics, in place.
 
-    Exact mean and variance at first (Welford), exponentially forgetting once `memory` values have come. Warm
-    statistics take an outlier for a value `winsor` standard deviations away, so that no single value can own them.
+    Exact mean and variance at first (Welford), exponentially forgetting once `memory` values have come. An outlier
+    counts as a value `limit` away from the mean, so that no single value can own warm statistics.
 
     Parameters
     ----------
@@ -41,18 +41,17 @@ def update(
         (n,), 1 where the sensor gave a value, else 0
     memory:
         values after which old ones fade
-    winsor:
-        standard deviations, one for all or (n,)
+    limit:
+        in the values' units, one for all or (n,); infinite while statistics are cold
 
     >>> mean, variance, count = np.zeros(1), np.zeros(1), np.zeros(1)
     >>> for value in (1.0, 2.0, 3.0):
-    ...     update(mean, variance, count, np.array([value]), np.ones(1), memory=100, winsor=4)
+    ...     update(mean, variance, count, np.array([value]), np.ones(1), memory=100, limit=9.0)
     >>> mean, variance
     (array([2.]), array([0.66666667]))
     """
     count += observed
     rate = observed / np.minimum(np.maximum(count, 1.0), memory)
-    limit = np.where(count > WARM, winsor * spread(mean, variance), np.inf)
     delta = np.minimum(np.maximum(x - mean, -limit), limit)
     step = rate * delta
     mean += step

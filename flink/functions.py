@@ -13,15 +13,16 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from flead import network
 from flead.errors import BadInput, BadModel, BadReading
-from flead.learner import DeviceLearner, Outcome
-from flead.messages import DeadLetter, GlobalModel, Reading, Source, parse_reading
+from flead.learner import DeviceLearner
+from flead.messages import DeadLetter, GlobalModel, Source, parse_reading
 from flink.job_config import JobConfig
 
 BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
 RECORD = Types.ROW_NAMED(["k", "v"], [BYTES, BYTES])
 """A Kafka record to write: key and value."""
-INCOMING = Types.ROW([Types.STRING(), BYTES, Types.INT(), Types.LONG(), Types.LONG()])
-"""A reading on its way to its learner: device, value, partition, offset, time of production (ms)."""
+INCOMING = Types.ROW([Types.STRING(), BYTES])
+"""A reading on its way to its learner: the device, and the rest as JSON in one field, since each field costs a copy
+between Java and Python: [timestamp, sensors, partition, offset, time of production (ms)]."""
 
 DEAD_LETTERS = OutputTag("dead-letters", RECORD)
 LOCAL_UPDATES = OutputTag("local-updates", RECORD)
@@ -50,7 +51,8 @@ class ParseReadings(ProcessFunction):  # type: ignore[misc]
         except BadReading as bad:
             yield DEAD_LETTERS, _dead_letter(bad, Source(self._topic, partition, offset), raw, now)
         else:
-            yield Row(reading.device_id, raw, partition, offset, produced_ms)
+            rest = [reading.timestamp, reading.sensors, partition, offset, produced_ms]
+            yield Row(reading.device_id, orjson.dumps(rest))
 
 
 class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
@@ -67,22 +69,37 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
 
     def process_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Any]:
         """Take one reading: yield its prediction, and what follows from it."""
-        device, raw, partition, offset, produced_ms = value
-        reading = Reading.model_validate_json(raw)
-        learner = self._learner(device, reading)
+        device, rest = value
+        timestamp, sensors, partition, offset, produced_ms = orjson.loads(rest)
+        learner = self._learner(device, sensors)
         model = self._global_model(learner.cohort, ctx)
         if model is not None and model[1] > learner.base_version:
             learner.adopt(*model)
-        outcome = learner.process(reading)
-        update = learner.take_update(reading)
+        outcome = learner.process(sensors)
+        update = learner.take_update(device, timestamp)
         self._state.update(learner.to_bytes())
         key = device.encode()
-        source = {"partition": partition, "offset": offset}
-        yield Row(key, _prediction(reading, learner, outcome, source, produced_ms))
+        said = {
+            "device_id": device,
+            "timestamp": timestamp,
+            "cohort": learner.cohort,
+            "samples_seen": learner.samples_seen,
+            "model_version": learner.base_version,
+            "observed": sensors,
+            "expected": outcome.expected,
+            "forecast": outcome.forecast,
+            "error": outcome.error,
+            "anomaly_score": outcome.score,
+            "is_anomaly": outcome.is_anomaly,
+            "sensor": outcome.sensor,
+            "source": {"partition": partition, "offset": offset},
+            "produced_ms": produced_ms,
+        }
+        yield Row(key, orjson.dumps(said))
         if update is not None:
             yield LOCAL_UPDATES, Row(key, orjson.dumps(update))
         if outcome.is_anomaly:
-            yield ALERTS, Row(key, _alert(reading, learner, outcome))
+            yield ALERTS, Row(key, _alert(said))
 
     def process_broadcast_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.Context) -> Iterator[Any]:
         """Keep the newest global model of a cohort; what is no model goes to the dead letters."""
@@ -101,18 +118,18 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
             ctx.get_broadcast_state(GLOBAL_MODELS).put(cohort, raw)
             self._models[cohort] = theta, version
 
-    def _learner(self, device: str, reading: Reading) -> DeviceLearner:
+    def _learner(self, device: str, sensors: dict[str, float | None]) -> DeviceLearner:
         """The device's learner, fitted to the sensors that the reading names."""
         learner = self._learners.get(device)
         if learner is None:
             state = self._state.value()
             if state is None:
-                learner = DeviceLearner(tuple(sorted(reading.sensors)), self._config.learner)
+                learner = DeviceLearner(tuple(sorted(sensors)), self._config.learner)
             else:
                 learner = DeviceLearner.from_bytes(state, self._config.learner)
             if len(self._learners) >= CACHED_LEARNERS:
                 self._learners.clear()
-        learner = self._learners[device] = learner.fitted(reading.sensors)
+        learner = self._learners[device] = learner.fitted(sensors)
         return learner
 
     def _global_model(self, cohort: str, ctx: Any) -> tuple[network.Vector, int] | None:
@@ -129,43 +146,12 @@ def _read_model(raw: bytes) -> tuple[str, network.Vector, int]:
     return model.cohort, theta, model.version
 
 
-def _prediction(
-    reading: Reading, learner: DeviceLearner, outcome: Outcome, source: dict[str, int], produced_ms: int
-) -> bytes:
-    return orjson.dumps(
-        {
-            "device_id": reading.device_id,
-            "timestamp": reading.timestamp,
-            "cohort": learner.cohort,
-            "samples_seen": learner.samples_seen,
-            "model_version": learner.base_version,
-            "observed": reading.sensors,
-            "expected": outcome.expected,
-            "forecast": outcome.forecast,
-            "error": outcome.error,
-            "anomaly_score": outcome.score,
-            "is_anomaly": outcome.is_anomaly,
-            "sensor": outcome.sensor,
-            "source": source,
-            "produced_ms": produced_ms,
-        }
-    )
-
-
-def _alert(reading: Reading, learner: DeviceLearner, outcome: Outcome) -> bytes:
-    sensor = outcome.sensor or ""
-    return orjson.dumps(
-        {
-            "device_id": reading.device_id,
-            "timestamp": reading.timestamp,
-            "cohort": learner.cohort,
-            "kind": "residual",
-            "sensor": sensor,
-            "observed": reading.sensors.get(sensor),
-            "expected": (outcome.expected or {}).get(sensor),
-            "anomaly_score": outcome.score,
-        }
-    )
+def _alert(said: dict[str, Any]) -> bytes:
+    """An alert from what was said of a reading: which sensor, what was expected, what came."""
+    sensor = said["sensor"]
+    alert = {name: said[name] for name in ("device_id", "timestamp", "cohort", "anomaly_score", "sensor")}
+    alert |= {"kind": "residual", "observed": said["observed"].get(sensor), "expected": said["expected"].get(sensor)}
+    return orjson.dumps(alert)
 
 
 def _dead_letter(bad: BadInput, source: Source, raw: bytes | None, now: datetime) -> Row:

@@ -31,7 +31,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Datasets: download, simulate, check.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 INTEL_LAB = "intel-lab"
@@ -478,5 +478,5 @@ def _one_line(status: Any) -> str:
     return (
         f"{status.timings_s.get('total', 0):.0f} s {status.state}: {counts.get('readings', 0)} readings, "
         f"{counts.get('taken_up', 0)} taken up, {counts.get('rounds', 0)} rounds, "
-        f"{counts.get('dead_letters', 0)} dead letters, lag {sum(status.lag.values())}, p99 {latency.get('p99')} ms"
+        f"{counts.get('dead_letters', 0)} dead letters, lag {status.lag.get('flead.readings', 0)}, p99 {latency.get('p99')} ms"
     )

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kafka.topics import READINGS
 from orchestration.up import Status
 
 _COLOURS = {
@@ -72,7 +73,7 @@ def _counts(status: Status) -> Table:
         ("anomalies", counts.get("anomalies")),
         ("dead letters", counts.get("dead_letters")),
         ("stored readings", counts.get("device_data")),
-        ("lag", sum(status.lag.values()) if status.lag else None),
+        ("lag of the learners", status.lag.get(READINGS)),
     ]
     for name, value in rows:
         table.add_row(name, Text(_plain(value), justify="right"))

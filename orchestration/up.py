@@ -133,6 +133,7 @@ class Run:
             for service in self._status.services.values():
                 service |= {"state": "stopped", "pid": None}
             self._save()
+            write_atomically(self._settings.run_dir / SUMMARY_FILE, self._status.to_json())
         return self._status
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
@@ -151,8 +152,10 @@ class Run:
             self._say(f"waiting for {part.service.name}")
             self._wait(supervisor, part.service.name, part.ready, READY_LIMIT_S)
         self._timings["servers_ready"] = self._elapsed()
-        for name in ("server", "learner"):
-            supervisor.start(name)
+        names = {part.service.name for part in parts}
+        for name in ("server", "learner", "archive"):
+            if name in names:
+                supervisor.start(name)
         self._wait(supervisor, "server", self._server_status, READY_LIMIT_S)
         self._rounds_before = self._rounds()
         self._monitor = Monitor(self._settings.kafka.servers, archived="archive" not in self._options.without)
@@ -160,10 +163,8 @@ class Run:
         self._say("waiting for the learning job")
         self._wait(supervisor, "learner", self._job_runs, JOB_LIMIT_S)
         self._timings["job_running"] = self._elapsed()
-        names = {part.service.name for part in parts}
-        for name in ("archive", "producer"):
-            if name in names:
-                supervisor.start(name)
+        if "producer" in names:
+            supervisor.start("producer")
         self._say(f"everything is up after {self._elapsed():.0f} s")
 
     def _wait(self, supervisor: Supervisor, name: str, ready: Callable[[], object], limit_s: float) -> None:
