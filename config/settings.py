@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -33,7 +36,7 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class KafkaSettings(_Section):
@@ -82,6 +85,16 @@ class FlinkSettings(_Section):
     buffer_timeout_ms: int = Field(5, ge=0, description="longest wait of a record in a network buffer, ms")
     max_restarts: int = Field(10, ge=0, description="of the job within ten minutes, before it is given up")
 
+    python: str | None = Field(None, description="the interpreter on a foreign cluster's machines; empty: this one")
+
+    @model_validator(mode="after")
+    def _reachable_checkpoints(self) -> Self:
+        if self.rest_url and not self.checkpoints:
+            raise ValueError(
+                "flink.checkpoints must name a folder that every TaskManager can write, as flink.rest_url is set"
+            )
+        return self
+
     @property
     def url(self) -> str:
         """Where the REST interface answers."""
@@ -93,6 +106,12 @@ class ServerSettings(_Section):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @field_validator("host")
     @classmethod
@@ -138,6 +157,21 @@ class Settings(BaseSettings):
         self.learner.check_state_fits(self.reading.max_sensors)
         return self
 
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        ports = {
+            "kafka.port": self.kafka.port,
+            "kafka.controller_port": self.kafka.controller_port,
+            "mongodb.port": self.mongodb.port,
+            "flink.rest_port": self.flink.rest_port,
+            "flink.rpc_port": self.flink.rpc_port,
+            "server.port": self.server.port,
+        }
+        for (one, a), (other, b) in combinations(ports.items(), 2):
+            if a == b:
+                raise ValueError(f"{one} and {other} are both {a}: give each its own port")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -148,8 +182,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put the YAML below the environment."""
-        yaml = YamlConfigSettingsSource(settings_cls, os.environ.get("FLEAD_CONFIG") or HERE / "project_config.yaml")
-        return init_settings, env_settings, dotenv_settings, yaml
+        file = YamlConfigSettingsSource(settings_cls, os.environ.get("FLEAD_CONFIG") or HERE / "project_config.yaml")
+        return init_settings, env_settings, dotenv_settings, file
 
 
 def load_settings() -> Settings:
@@ -170,6 +204,10 @@ def load_settings() -> Settings:
         raise BadConfiguration(
             "; ".join(lines) + " (set in config/project_config.yaml or as FLEAD_SECTION__NAME in the environment)"
         ) from None
+    except (SettingsError, yaml.YAMLError, ValueError, TypeError) as error:  # a file or variable of no known form
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        where = named or "config/project_config.yaml"
+        raise BadConfiguration(f"the settings in {where} or the environment cannot be read: {cause}") from None
 
 
 def _is_address(host: str) -> bool:

@@ -46,6 +46,9 @@ class Reason(StrEnum):
 class FleadError(Exception):
     """The root: catch this to catch everything that FLEAD raises on purpose."""
 
+    exit_code = 1
+    """What a command ends with when this stops it."""
+
 
 class BadInput(FleadError):
     """Something from outside breaks a contract.

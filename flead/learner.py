@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
@@ -43,13 +43,13 @@ class Adoption(StrEnum):
 class LearnerConfig(BaseModel):
     """The hyper-parameters of every learner."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    hidden_sizes: tuple[int, ...] = Field((16, 8), description="widths of the hidden layers")
+    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((16, 8), description="widths of the hidden layers")
     learning_rate: float = Field(0.01, gt=0, description="step of stochastic gradient descent")
     memory: float = Field(2_880.0, ge=100, description="readings after which scaling forgets (2,880: a day of 30 s)")
     update_every: int = Field(100, ge=1, description="samples between two updates of a device")
-    adoption: Adoption = Adoption.MIX
+    adoption: Adoption = Field(Adoption.MIX, description="what a device does with the global model")
     mix: float = Field(0.5, gt=0, le=1, description="the global model's share when it is mixed in")
     threshold: float = Field(0.99, gt=0, lt=1, description="scores from here on are anomalies")
     warm_up: int = Field(60, ge=2, description="readings before a device's first score above zero")
@@ -160,7 +160,8 @@ class DeviceLearner:
     def _derive(self) -> None:
         """Work out what follows from the buffer and is kept beside it only for speed."""
         self._spread = scaling.spread(self._means, self._variances)
-        warm = self._counts > scaling.WARM
+        # What never varied yet says nothing about its scale: such statistics count as cold, however many came.
+        warm = (self._counts > scaling.WARM) & (self._variances > 0)
         self._winsor = np.where(warm, np.repeat((VALUE_WINSOR, RESIDUAL_WINSOR), len(self.sensors)), np.inf)
         self._settled = bool(warm.all())
         self._named = self._by_name(self._rows["next"])
@@ -264,20 +265,24 @@ class DeviceLearner:
             named = {name: named[name] for name, is_known in zip(self.sensors, known, strict=True) if is_known}
         return named
 
-    def fitted(self, given: Mapping[str, float | None]) -> DeviceLearner:
+    def fitted(self, given: Mapping[str, float | None], max_sensors: int) -> DeviceLearner:
         """This learner, or, where the device's sensors have changed, its successor in another cohort.
 
-        A sensor that is new joins at once; one that was not named for `forget_after` readings leaves. The successor
-        keeps the counters and each remaining sensor's statistics; its network starts anew.
+        A sensor that is new joins at once; one that was not named for `forget_after` readings leaves, and so do those
+        longest absent where there would be more than `max_sensors`. The successor keeps the training counter and each
+        remaining sensor's statistics; its network starts anew, and what the old one had learned since its last update
+        is not sent.
         """
         if len(given) == len(self.sensors) and all(name in given for name in self.sensors):
             return self
         unknown = given.keys() - self.sensors
-        ages = zip(self.sensors, self._rows["absent"], strict=True)
-        gone = {name for name, age in ages if age >= self.config.forget_after}
-        if not unknown and not gone:
+        ages = dict(zip(self.sensors, self._rows["absent"].tolist(), strict=True))
+        staying = [name for name in self.sensors if name in given or ages[name] < self.config.forget_after]
+        staying.sort(key=lambda name: (name not in given, ages[name]))
+        staying = staying[: max_sensors - len(unknown)]
+        if not unknown and len(staying) == len(self.sensors):
             return self
-        successor = DeviceLearner(tuple(sorted(({*self.sensors} - gone) | unknown)), self.config)
+        successor = DeviceLearner(tuple(sorted({*staying} | unknown)), self.config)
         kept = [name for name in successor.sensors if name in self.sensors]
         here, there = [self.sensors.index(n) for n in kept], [successor.sensors.index(n) for n in kept]
         for field in _Layout.FIELDS:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import lru_cache
 from typing import Annotated, Any, Self, TypeVar
 
 import orjson
@@ -30,7 +30,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class ReadingLimits(BaseModel):
     """What still counts as a reading. Beyond it a record goes to the dead letters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_bytes: int = Field(262_144, gt=0, description="size of one record")
     max_sensors: int = Field(64, gt=0, le=256, description="sensors of one device")
@@ -38,7 +38,7 @@ class ReadingLimits(BaseModel):
     earliest: AwareDatetime = Field(
         datetime(2000, 1, 1, tzinfo=UTC), description="a clock that was never set says 1970"
     )
-    max_future_s: float = Field(86_400.0, ge=0, description="how far a device's clock may run ahead, s")
+    max_future_s: float = Field(86_400.0, ge=0, le=1e9, description="how far a device's clock may run ahead, s")
 
 
 class Reading(BaseModel):
@@ -151,10 +151,10 @@ def _first_reason(error: ValidationError) -> tuple[Reason, str]:
     first: ErrorDetails = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     detail = f"{where}: {first['msg']}" if where else first["msg"]
-    return _REASONS.get(first["type"], Reason.WRONG_TYPE), detail[:500]
+    return _REASONS.get(first["type"], Reason.WRONG_TYPE), " ".join(detail.split())[:500]
 
 
-@cache
+@lru_cache(maxsize=4_096)
 def cohort_of(sensors: Sequence[str]) -> str:
     """The cohort of devices that have just these sensors (sorted names, as a tuple).
 
@@ -164,7 +164,7 @@ def cohort_of(sensors: Sequence[str]) -> str:
     '50-sensors-21da333a156f'
     """
     name = "+".join(sensors)
-    if len(name) <= 64:
+    if len(name) <= 64 and name.count("+") == len(sensors) - 1:
         return name
     return f"{len(sensors)}-sensors-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 

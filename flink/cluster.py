@@ -37,6 +37,7 @@ class Cluster:
             "FLINK_CONF_DIR": str(self.folder / "conf"),
             "FLINK_LIB_DIR": str(self.folder / "lib"),
             "FLINK_LOG_DIR": str(self.folder / "log"),
+            "FLINK_PID_DIR": str(self.folder / "tmp"),
             "FLINK_PLUGINS_DIR": str(self.folder / "plugins"),
             # Thread mode embeds the interpreter in the TaskManager: it looks for packages here.
             "PYTHONPATH": sysconfig.get_path("purelib"),
@@ -64,7 +65,6 @@ class Cluster:
         jars = [
             *(HOME / "lib").glob("*.jar"),
             *(HOME / "opt").glob("flink-python-*.jar"),
-            *self.connector_jars.glob("*.jar"),
         ]
         for stale in (self.folder / "lib").iterdir():
             stale.unlink()
@@ -104,8 +104,16 @@ class Cluster:
             "python.executable": sys.executable,
             "python.client.executable": sys.executable,
         }
+        options |= _JVM_OPTIONS
         lines = [f'{key}: "{value}"' for key, value in options.items()]
         return "\n".join([_shipped_java_options(), *lines]) + "\n"
+
+
+_JVM_OPTIONS = {
+    # A few cores run everything: compiling less, and collecting in one thread, leaves them to the stream.
+    "env.java.opts.jobmanager": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "env.java.opts.taskmanager": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+}
 
 
 def _shipped_java_options() -> str:

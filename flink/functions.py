@@ -33,6 +33,8 @@ GLOBAL_MODELS = MapStateDescriptor("global-models", Types.STRING(), STATE)
 
 CACHED_LEARNERS = 10_000
 """Learners kept decoded beside the state, by device: saves decoding them on every reading."""
+CACHED_MODELS = 1_000
+"""Global models kept decoded beside the broadcast state, by cohort."""
 
 
 class ParseReadings(ProcessFunction):  # type: ignore[misc]
@@ -44,12 +46,12 @@ class ParseReadings(ProcessFunction):  # type: ignore[misc]
 
     def process_element(self, value: Row, ctx: ProcessFunction.Context) -> Iterator[Any]:
         """Yield the record under its device, or its dead letter."""
-        raw, partition, offset, produced_ms = value
+        key, raw, partition, offset, produced_ms = value
         now = datetime.now(UTC)
         try:
             reading = parse_reading(raw, now=now, limits=self._limits)
         except BadReading as bad:
-            yield DEAD_LETTERS, _dead_letter(bad, Source(self._topic, partition, offset), raw, now)
+            yield DEAD_LETTERS, Row(key, _dead_letter(bad, Source(self._topic, partition, offset), raw, now))
         else:
             rest = [reading.timestamp, reading.sensors, partition, offset, produced_ms]
             yield Row(reading.device_id, orjson.dumps(rest))
@@ -103,14 +105,14 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
 
     def process_broadcast_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.Context) -> Iterator[Any]:
         """Keep the newest global model of a cohort; what is no model goes to the dead letters."""
-        raw, partition, offset = value
+        key, raw, partition, offset = value
         if raw is None:  # a tombstone of compaction
             return
         try:
             model = _read_model(raw)
         except BadModel as bad:
             source = Source(self._config.topics.global_model, partition, offset)
-            yield DEAD_LETTERS, _dead_letter(bad, source, raw, datetime.now(UTC))
+            yield DEAD_LETTERS, Row(key, _dead_letter(bad, source, raw, datetime.now(UTC)))
             return
         cohort, theta, version = model
         known = self._global_model(cohort, ctx)
@@ -129,12 +131,14 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
                 learner = DeviceLearner.from_bytes(state, self._config.learner)
             if len(self._learners) >= CACHED_LEARNERS:
                 self._learners.clear()
-        learner = self._learners[device] = learner.fitted(sensors)
+        learner = self._learners[device] = learner.fitted(sensors, self._config.reading.max_sensors)
         return learner
 
     def _global_model(self, cohort: str, ctx: Any) -> tuple[network.Vector, int] | None:
         """The cohort's newest global model, decoded once."""
         if cohort not in self._models:
+            if len(self._models) >= CACHED_MODELS:
+                self._models.clear()
             raw = ctx.get_broadcast_state(GLOBAL_MODELS).get(cohort)
             self._models[cohort] = None if raw is None else _read_model(raw)[1:]
         return self._models[cohort]
@@ -154,6 +158,5 @@ def _alert(said: dict[str, Any]) -> bytes:
     return orjson.dumps(alert)
 
 
-def _dead_letter(bad: BadInput, source: Source, raw: bytes | None, now: datetime) -> Row:
-    letter = DeadLetter(bad.reason, bad.detail, source, raw or b"", now)
-    return Row(f"{source.topic}/{source.partition}/{source.offset}".encode(), letter.to_json())
+def _dead_letter(bad: BadInput, source: Source, raw: bytes | None, now: datetime) -> bytes:
+    return DeadLetter(bad.reason, bad.detail, source, raw or b"", now).to_json()

@@ -57,8 +57,8 @@ def build(config: JobConfig) -> StreamExecutionEnvironment:
     env = StreamExecutionEnvironment.get_execution_environment(configuration(config))
     tables = StreamTableEnvironment.create(env)
 
-    models = _source(tables, config, config.topics.global_model, "earliest-offset", "v, p, o")
-    readings = _source(tables, config, config.topics.readings, "group-offsets", f"v, p, o, {_MILLISECONDS}")
+    models = _source(tables, config, config.topics.global_model, "earliest-offset", "k, v, p, o")
+    readings = _source(tables, config, config.topics.readings, "group-offsets", f"k, v, p, o, {_MILLISECONDS}")
     parsed = readings.process(ParseReadings(config), INCOMING).name("parse").uid("parse")
     learned = (
         parsed.key_by(lambda row: row[0], key_type=INCOMING.get_field_types()[0])
@@ -88,10 +88,11 @@ def _source(tables: StreamTableEnvironment, config: JobConfig, topic: str, start
     """A topic as rows of value, partition, offset and time: raw bytes, so that nothing can fail before `parse`."""
     tables.execute_sql(f"""
         CREATE TEMPORARY TABLE `from {topic}` (
-            v BYTES, p INT METADATA FROM 'partition' VIRTUAL, o BIGINT METADATA FROM 'offset' VIRTUAL,
+            k BYTES, v BYTES, p INT METADATA FROM 'partition' VIRTUAL, o BIGINT METADATA FROM 'offset' VIRTUAL,
             t TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL
         ) WITH (
-            'connector' = 'kafka', 'format' = 'raw', 'topic' = '{topic}', 'scan.startup.mode' = '{start}',
+            'connector' = 'kafka', 'topic' = '{topic}', 'key.format' = 'raw', 'key.fields' = 'k',
+            'value.format' = 'raw', 'value.fields-include' = 'EXCEPT_KEY', 'scan.startup.mode' = '{start}',
             'properties.bootstrap.servers' = '{config.bootstrap_servers}', 'properties.group.id' = '{config.group}',
             'properties.auto.offset.reset' = 'earliest', 'properties.client.id.prefix' = '{config.group}-{topic}'
         )""")

@@ -33,6 +33,8 @@ POLL_S = 0.5
 class JobGivenUp(FleadError):
     """The job kept failing; the message holds the cause."""
 
+    exit_code = 70
+
 
 def package(project: Path, target: Path) -> Path:
     """Zip what the workers get: exactly `flead/` and `flink/`, the same bytes for the same code."""
@@ -44,11 +46,23 @@ def package(project: Path, target: Path) -> Path:
     return target
 
 
-def submit(url: str, archive: Path, config: JobConfig, environment: Mapping[str, str], restore: str | None) -> None:
+def submit(
+    url: str,
+    archive: Path,
+    connector: Path,
+    python: str,
+    config: JobConfig,
+    environment: Mapping[str, str],
+    restore: str | None,
+) -> None:
     """Submit the job over REST.
 
     Parameters
     ----------
+    archive, connector:
+        what is shipped: our code (`package`) and Flink's Kafka connector
+    python:
+        the interpreter on the cluster's machines
     environment:
         of `flink.cluster.Cluster`: where Java and Flink's configuration are
     restore:
@@ -61,13 +75,17 @@ def submit(url: str, archive: Path, config: JobConfig, environment: Mapping[str,
     """
     where = urlsplit(url)
     command = [str(HOME / "bin" / "flink"), "run", "--detached", "-m", f"{where.hostname}:{where.port or 80}"]
-    command += ["-pyexec", sys.executable, "-pyclientexec", sys.executable, "-pyfs", str(archive), "-pym", "flink.job"]
+    command += ["-pyexec", python, "-pyclientexec", sys.executable, "-pyfs", str(archive), "-pym", "flink.job"]
+    command += ["--jarfile", str(connector)]
     if restore:
         command += ["--fromSavepoint", restore]
     command += ["--config", config.model_dump_json()]
-    done = subprocess.run(  # noqa: S603  # the command line is ours
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603  # the command line is ours
+            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"Flink at {url} did not take the job within 120 s") from None
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         causes = [line for line in lines if line.startswith(("Caused by", "pyflink", "org.apache")) or "Error" in line]
@@ -114,6 +132,7 @@ class JobKeeper:
         self._remembered = remembered
         self._stopping = stopping
         self._submissions: deque[float] = deque()
+        self._trouble = "it disappeared from the cluster"
 
     def run(self) -> None:
         """Watch until `stopping`, then stop the job with a savepoint.
@@ -133,6 +152,7 @@ class JobKeeper:
                     self._submit_again(job)
                 waiting_since = time.monotonic()
             except Unavailable as error:
+                self._trouble = str(error)
                 if time.monotonic() - waiting_since > 10.0:
                     log.warning("%s", error)
                     waiting_since = time.monotonic()
@@ -152,7 +172,7 @@ class JobKeeper:
         while self._submissions and now - self._submissions[0] > WINDOW_S:
             self._submissions.popleft()
         if len(self._submissions) >= SUBMISSIONS:
-            cause = self._rest.last_error(failed.job_id) if failed else "it disappeared from the cluster"
+            cause = self._rest.last_error(failed.job_id) if failed else self._trouble
             raise JobGivenUp(f"the learning job failed {SUBMISSIONS} times within ten minutes: {cause}")
         self._submissions.append(now)
         restore = self.restore_point()

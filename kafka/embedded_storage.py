@@ -66,7 +66,13 @@ def broker_properties(folder: Path, port: int, controller_port: int) -> str:
     return _PROPERTIES.format(node_id=NODE_ID, port=port, controller_port=controller_port, data=data)
 
 
-_JVM_FLAGS = ["-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true"]
+_JVM_FLAGS = [
+    "-XX:+UseSerialGC",
+    # C2 compiles for the first half minute of a run and takes a core from the stream meanwhile (docs/performance.md).
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-Djava.awt.headless=true",
+]
 
 _LOG_FLAGS = [
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
@@ -128,7 +134,7 @@ def _format(folder: Path, properties: Path, jars: Path, java: Path | str) -> Non
         raise Unavailable(f"no Kafka in {jars}: run orchestration/run_all.sh, which fetches the jars")
     try:
         done = subprocess.run(  # noqa: S603
-            [*java_command(java, jars, ["-XX:TieredStopAtLevel=1"]), *tool],
+            [*java_command(java, jars, []), *tool],
             capture_output=True,
             text=True,
             timeout=FORMAT_TIMEOUT_S,

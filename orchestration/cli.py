@@ -64,7 +64,7 @@ def main() -> None:
         app()
     except FleadError as error:
         err.print(f"[bold red]flead:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(error.exit_code)
 
 
 @app.command()
@@ -96,9 +96,7 @@ def up(
     settings = _settings(run_dir)
     source = _dataset(data, settings)
     if source == "simulated":
-        _say(
-            f"no --data given: the readings come from the simulator ({devices} devices)" if data == "simulated" else ""
-        )
+        _say(f"the readings come from the simulator ({devices} devices); --data names a file of real ones")
     producer = flead_command("produce", "--data", source, "--rate", str(rate), "--devices", str(devices))
     producer += ["--loop" if loop else "--once", "--progress-file", str(settings.run_dir / "produce.json")]
     producer += ["--for", str(for_s)] if for_s else []
@@ -159,7 +157,10 @@ def status(run_dir: RunDir = None, as_json: Json = False) -> None:
     path = settings.run_dir / STATUS_FILE
     if not path.exists():
         raise FleadError(f"there has been no run in {settings.run_dir}: start one with `flead up`")
-    last = Status(**json.loads(path.read_text()))
+    try:
+        last = Status(**json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise FleadError(f"{path} was written by another version: start the run again") from None
     alive = running_pid(settings.run_dir) is not None
     if not alive:
         last.state = "stopped"
@@ -308,10 +309,12 @@ def learn(run_dir: RunDir = None) -> None:
     cluster.prepare()
     folder = settings.run_dir / "flink"
     archive = package(PROJECT, folder / "flead-job.zip")
+    connector = next(cluster.connector_jars.glob("flink-sql-connector-kafka-*.jar"))
+    python = settings.flink.python or sys.executable
     checkpoints = config.checkpoints
     keeper = JobKeeper(
         settings.flink.url,
-        lambda restore: submit(settings.flink.url, archive, config, cluster.environment, restore),
+        lambda restore: submit(settings.flink.url, archive, connector, python, config, cluster.environment, restore),
         checkpoints=checkpoints,
         savepoints=checkpoints.rstrip("/") + "/savepoints",
         remembered=folder / "newest-checkpoint",
@@ -411,6 +414,8 @@ def data_check(path: Annotated[Path, typer.Argument(help="A file of readings.")]
 def _settings(run_dir: Path | None) -> Settings:
     if run_dir is not None:
         os.environ["FLEAD_RUN_DIR"] = str(run_dir.expanduser().absolute())
+    if os.environ.get("FLEAD_CONFIG"):  # services run in folders of their own
+        os.environ["FLEAD_CONFIG"] = str(Path(os.environ["FLEAD_CONFIG"]).expanduser().absolute())
     settings = load_settings()
     return settings.model_copy(update={"run_dir": settings.run_dir.expanduser().absolute()})
 
@@ -478,5 +483,6 @@ def _one_line(status: Any) -> str:
     return (
         f"{status.timings_s.get('total', 0):.0f} s {status.state}: {counts.get('readings', 0)} readings, "
         f"{counts.get('taken_up', 0)} taken up, {counts.get('rounds', 0)} rounds, "
-        f"{counts.get('dead_letters', 0)} dead letters, lag {status.lag.get('flead.readings', 0)}, p99 {latency.get('p99')} ms"
+        f"{counts.get('dead_letters', 0)} dead letters, "
+        f"lag {status.lag.get('flead.readings', 0)}, p99 {latency.get('p99')} ms"
     )

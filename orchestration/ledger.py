@@ -43,6 +43,8 @@ class OffsetLedger:
 
     def gaps(self, end: int) -> list[tuple[int, int]]:
         """The half-open intervals before `end` that have not been seen."""
+        if end <= self.begin:
+            return []
         starts = [start for start in self._starts if start < end]
         ends = self._ends[: len(starts)]
         return [(a, b) for a, b in zip(ends, [*starts[1:], end], strict=True) if a < b]

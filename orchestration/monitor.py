@@ -22,7 +22,7 @@ from flead.errors import Unavailable
 from global_server.feed import GROUP as SERVER_GROUP
 from kafka.client import make_consumer
 from kafka.offsets import Offsets
-from kafka.topics import ALERTS, DEAD_LETTERS, LOCAL_UPDATES, PREDICTIONS, READINGS
+from kafka.topics import ALERTS, DEAD_LETTERS, GLOBAL_MODEL, LOCAL_UPDATES, PREDICTIONS, READINGS
 from orchestration.archiver import GROUP as ARCHIVE_GROUP
 from orchestration.archiver import TOPICS as ARCHIVED
 from orchestration.ledger import OffsetLedger
@@ -48,6 +48,8 @@ class Observed:
     adopted: set[str] = field(default_factory=set)
     updating: set[str] = field(default_factory=set)
     counters_fell: int = 0
+    unreadable: int = 0
+    refused_updates: int = 0
 
 
 class Monitor:
@@ -120,6 +122,7 @@ class Monitor:
                     "devices_updating": len(seen.updating),
                     "devices_adopted": len(seen.adopted),
                     "update_counters_fell": seen.counters_fell,
+                    "updates_refused": seen.refused_updates,
                 },
                 "dead_letter_reasons": dict(seen.dead_letter_reasons),
                 "lag": {READINGS: produced - taken},
@@ -143,7 +146,10 @@ class Monitor:
         with self._lock:
             for message in messages:
                 if message.error() is None:
-                    self._note(message, latencies)
+                    try:
+                        self._note(message, latencies)
+                    except (ValueError, KeyError, TypeError, AttributeError):
+                        self._observed.unreadable += 1  # anybody may write to a topic; counting must go on
             if latencies:
                 self._note_latencies(latencies)
 
@@ -153,7 +159,7 @@ class Monitor:
             self._note_prediction(value, message.timestamp()[1], latencies)
         elif topic == LOCAL_UPDATES:
             seen.local_updates += 1
-            device, counter = value["device_id"], value["metadata"].get("samples_seen", 0)
+            device, counter = value["device_id"], int(value.get("metadata", {}).get("samples_seen", 0))
             seen.updating.add(device)
             seen.counters_fell += counter < self._latest.get(device, 0)
             self._latest[device] = counter
@@ -165,6 +171,7 @@ class Monitor:
             source = value["source"]
             if source["topic"] == READINGS and self._ledger(source["partition"]).add(source["offset"]):
                 seen.unread_readings += 1
+            seen.refused_updates += source["topic"] in (LOCAL_UPDATES, GLOBAL_MODEL)
 
     def _note_prediction(self, value: dict[str, Any], published_ms: int, latencies: list[int]) -> None:
         seen, source = self._observed, value["source"]

@@ -112,7 +112,7 @@ def send(
             saved = now
     progress.last_sent_ms = _now_ms()
     undelivered = settle(30.0)
-    progress.finished = True
+    progress.finished = not undelivered and not progress.failed
     save(progress)
     if undelivered or progress.failed:
         raise Unavailable(

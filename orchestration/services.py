@@ -14,6 +14,7 @@ from flink.cluster import Cluster
 from flink.job_config import JobConfig
 from flink.job_config import Topics as JobTopics
 from flink.rest import FlinkRest
+from flink.submit import JobGivenUp
 from kafka import topics
 from kafka.connection import wait_until_ready
 from kafka.embedded import broker_command, broker_environment
@@ -116,11 +117,13 @@ def declare(settings: Settings, producer: list[str] | None, without: frozenset[s
             setting="server.port",
         )
     )
-    parts.append(Part(Service("learner", flead_command("learn"), environment, stop_limit_s=75)))
+    parts.append(
+        Part(Service("learner", flead_command("learn"), environment, None, (JobGivenUp.exit_code,), stop_limit_s=75))
+    )
     if "archive" not in without:
         parts.append(Part(Service("archive", flead_command("archive"), environment)))
     if producer and "producer" not in without:
-        parts.append(Part(Service("producer", producer, environment, once=True)))
+        parts.append(Part(Service("producer", producer, environment, final_exits=(0, 1))))
     return parts
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import shlex
+import json
 import signal
 import socket
 import subprocess
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -34,8 +34,8 @@ class Service:
     ----------
     port:
         that it listens on, for people to see
-    once:
-        it may end by itself with exit code 0; everything else is started again
+    final_exits:
+        exit codes that are final; after any other end it is started again
     stop_limit_s:
         how long it may take to stop in order, s, before it is killed
     """
@@ -44,7 +44,7 @@ class Service:
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     port: int | None = None
-    once: bool = False
+    final_exits: tuple[int, ...] = ()
     stop_limit_s: int = STOP_LIMIT_S
 
 
@@ -81,12 +81,11 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
-        # Not in the run folder: the name of a socket may have 107 characters and no more.
-        self._socket_folder = tempfile.TemporaryDirectory(prefix="flead-")
-        socket_path = Path(self._socket_folder.name) / "supervisor.sock"
-        configuration = self._folder / "supervisord.conf"
-        configuration.write_text(_configuration(self.services.values(), self.logs, socket_path))
-        configuration.chmod(0o600)  # environments may hold secrets
+        # Not in the run folder: the name of a socket may have 107 characters and no more, and nobody else may look in.
+        self._work = tempfile.TemporaryDirectory(prefix="flead-")
+        work = Path(self._work.name)
+        configuration = work / "supervisord.conf"
+        configuration.write_text(_configuration(self.services.values(), work, self.logs))
         with (self.logs / "supervisord.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
                 ends_with_parent([sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]),
@@ -95,10 +94,13 @@ class Supervisor:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is for us: we stop it in order
             )
-        self._rpc: Any = xmlrpc.client.ServerProxy(
-            "http://localhost", transport=_UnixTransport(str(socket_path))
-        ).supervisor
-        self._wait_until_it_answers()
+        proxy: Any = xmlrpc.client.ServerProxy("http://localhost", _UnixTransport(str(work / "supervisor.sock")))
+        self._rpc, self._close = proxy.supervisor, proxy("close")
+        try:
+            self._wait_until_it_answers()
+        except Unavailable:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,12 +111,16 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._socket_folder.cleanup()
+        self._close()
+        self._work.cleanup()
 
     def start(self, name: str) -> None:
         """Start a service; returns at once."""
         wait = False
-        self._call("startProcess", name, wait)
+        try:
+            self._call("startProcess", name, wait)
+        except xmlrpc.client.Fault as fault:
+            raise Unavailable(f"{name} could not be started: {fault.faultString}") from None
 
     def stop(self, name: str) -> None:
         """Stop a service in order, and wait for it; not running is fine."""
@@ -157,30 +163,46 @@ class Supervisor:
         raise Unavailable(f"the supervisor did not start: see {self.logs / 'supervisord.log'}")
 
 
-def _configuration(services: Any, logs: Path, socket_path: Path) -> str:
-    """Supervisord's own configuration; '%' is its escape character."""
+_LAUNCH = """
+import json, os, sys
+service = json.load(open(sys.argv[1]))
+os.chdir(service["folder"])
+os.execvpe(service["command"][0], service["command"], {**os.environ, **service["environment"]})
+"""
+"""Becomes the service that a file describes. supervisord reads commands, paths and environments with rules of its own
+for quotes, '%', '#' and ';': it is given names without any, in a folder that we name."""
+
+
+def _configuration(services: Iterable[Service], work: Path, logs: Path) -> str:
+    """Describe the services in files under `work`, and write supervisord's configuration for them."""
+    (work / "logs").symlink_to(logs, target_is_directory=True)
+    (work / "python").symlink_to(sys.executable)
+    (work / "launch.py").write_text(_LAUNCH)
     lines = [
-        "[supervisord]", "nodaemon=true", f"logfile={_escaped(logs / 'supervisor-events.log')}",
-        f"pidfile={_escaped(socket_path.with_suffix('.pid'))}", f"childlogdir={_escaped(logs)}", "silent=true",
-        "[unix_http_server]", f"file={_escaped(socket_path)}", "chmod=0700",
+        "[supervisord]", "nodaemon=true", f"logfile={work}/logs/supervisor-events.log",
+        f"pidfile={work}/supervisord.pid",
+        f"childlogdir={work}/logs", "silent=true",
+        "[unix_http_server]", f"file={work}/supervisor.sock", "chmod=0700",
         "[rpcinterface:supervisor]",
         "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
     ]  # fmt: skip
     for service in services:
-        environment = ",".join(f'{name}="{_escaped(value)}"' for name, value in service.environment.items())
+        described = {
+            "command": ends_with_parent(service.command),
+            "environment": dict(service.environment),
+            "folder": str(logs.parent),
+        }
+        (work / f"{service.name}.json").write_text(json.dumps(described))
+        codes = ",".join(map(str, service.final_exits))
         lines += [
-            f"[program:{service.name}]", f"command={_escaped(shlex.join(ends_with_parent(service.command)))}",
-            f"environment={environment}", f"directory={_escaped(logs.parent)}", "autostart=false",
-            f"autorestart={'unexpected' if service.once else 'true'}", "startsecs=1", "startretries=10",
+            f"[program:{service.name}]", f"command={work}/python -IS {work}/launch.py {work}/{service.name}.json",
+            "autostart=false", f"autorestart={'unexpected' if codes else 'true'}", f"exitcodes={codes or '0'}",
+            f"startsecs={0 if 0 in service.final_exits else 1}", "startretries=10",
             "stopsignal=TERM", f"stopwaitsecs={service.stop_limit_s}", "killasgroup=true",
-            "redirect_stderr=true", f"stdout_logfile={_escaped(logs / service.name)}.log",
+            "redirect_stderr=true", f"stdout_logfile={work}/logs/{service.name}.log",
             "stdout_logfile_maxbytes=20MB", "stdout_logfile_backups=1",
         ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _escaped(value: object) -> str:
-    return str(value).replace("%", "%%")
 
 
 class _UnixTransport(xmlrpc.client.Transport):
@@ -189,14 +211,26 @@ class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
+        self._connection: tuple[Any, Any] = (None, None)
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        path = self._path
+        """The one connection, kept as the base class keeps it, so that `close` closes it."""
+        if self._connection[1] is None:
+            self._connection = host, _UnixConnection(self._path)
+        connection: http.client.HTTPConnection = self._connection[1]
+        return connection
 
-        class Connection(http.client.HTTPConnection):
-            def connect(self) -> None:
-                self.sock = socket.socket(socket.AF_UNIX)
-                self.sock.settimeout(60.0)
-                self.sock.connect(path)
 
-        return Connection("localhost")
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(60.0)
+        try:
+            self.sock.connect(self._path)
+        except OSError:
+            self.close()
+            raise

