@@ -114,6 +114,7 @@ def _add_sink(
             'connector' = 'kafka', 'topic' = '{topic}', 'properties.bootstrap.servers' = '{config.bootstrap_servers}',
             'key.format' = 'raw', 'key.fields' = 'k', 'value.format' = 'raw', 'value.fields-include' = 'EXCEPT_KEY',
             'sink.delivery-guarantee' = '{guarantee}', {transactions}
+            'properties.linger.ms' = '10', 'properties.batch.size' = '131072',
             'properties.transaction.timeout.ms' = '600000', 'properties.compression.type' = 'lz4',
             'properties.max.request.size' = '4194304'
         )""")

@@ -31,7 +31,8 @@ TOPICS = (READINGS, PREDICTIONS, ALERTS, DEAD_LETTERS)
 
 def archive(servers: str, repository: ArchiveRepository, limits: ReadingLimits, stopping: Callable[[], bool]) -> None:
     """Consume and store until `stopping`; while MongoDB or Kafka is away, wait and lose nothing."""
-    consumer = make_consumer(servers, GROUP)
+    # Few large fetches: what is stored half a second later harms nobody, and the broker has a stream to serve.
+    consumer = make_consumer(servers, GROUP, **{"fetch.min.bytes": 262_144, "fetch.wait.max.ms": 500})
     try:
         consumer.subscribe(list(TOPICS))
         while not stopping():

@@ -80,7 +80,8 @@ class Monitor:
         self._recent: deque[tuple[int, np.ndarray[Any, Any]]] = deque()  # second, latencies in it (ms)
         self._errors: dict[int, list[float]] = {}  # second since the first prediction -> [sum, count]
         self._first: float | None = None
-        self._consumer = make_consumer(servers, f"flead-monitor-{time.time_ns()}", from_beginning=False)
+        fetches = {"fetch.min.bytes": 65_536, "fetch.wait.max.ms": 200}
+        self._consumer = make_consumer(servers, f"flead-monitor-{time.time_ns()}", from_beginning=False, **fetches)
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
     def start(self) -> None:

@@ -195,7 +195,8 @@ class TestWhatAServiceIsTold:
         environment = {
             "SAID_SPACE": "a b", "SAID_PERCENT": "50% of %(here)s", "SAID_QUOTE": "it's", "SAID_LIST": "a,b=c",
             "SAID_EMPTY": "", "SAID_BLANK": " ", "SAID_BACKSLASH": "back\\slash", "SAID_UNICODE": "ü\U0001f600",
-            "SAID_JSON": '{"a": 1}', "SAID_COMMENT": "a #b ;c", "SAID_LINES": "one\ntwo", "SAID_QUOTED": "'x'",
+            "SAID_JSON": '{"a": 1}', "SAID_COMMENT": "a #b ;c", "SAID_LINES": "one\ntwo",
+            "SAID_QUOTED": "'x'",
             "SAID_URI": "mongodb://u:p%40ss@h/?a=b&c=d", "SAID_DOLLAR": "$HOME",
         }  # fmt: skip
         assert self.told(tmp_path, arguments, environment) == (arguments, environment)
