@@ -137,7 +137,10 @@ class Supervisor:
             if pid and pid != last:
                 last, starts = pid, starts + 1
                 self._starts[name] = last, starts
-            answer[name] = State(info["statename"].lower(), pid or None, max(0, starts - 1))
+            state = info["statename"].lower()
+            if state == "exited" and info["exitstatus"] not in self.services[name].final_exits:
+                state = "restarting"  # supervisord is about to start it again
+            answer[name] = State(state, pid or None, max(0, starts - 1))
         return answer
 
     def last_lines(self, name: str, count: int = 5) -> list[str]:

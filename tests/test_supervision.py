@@ -202,7 +202,9 @@ class TestWhatAServiceIsTold:
         assert self.told(tmp_path, arguments, environment) == (arguments, environment)
 
     @pytest.mark.parametrize(
-        "name", ["it's a;b of ü", "50% off", "a #b", 'q"q', "/".join(["long" * 25] * 3)], ids=lambda n: n[:8]
+        "name",
+        ["it's a;b of ü", "50% off", "a #b", 'q"q', "/".join(["long" * 25] * 3)],
+        ids=lambda name: name[:8],
     )
     def test_does_not_depend_on_the_name_of_the_run_folder(self, name: str, tmp_path: Path) -> None:
         folder = tmp_path / name
