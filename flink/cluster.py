@@ -111,6 +111,7 @@ class Cluster:
 
 _JVM_OPTIONS = {
     # A few cores run everything: compiling less, and collecting in one thread, leaves them to the stream.
+    "env.java.opts.client": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "env.java.opts.jobmanager": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "env.java.opts.taskmanager": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
 }

@@ -145,11 +145,11 @@ class JobKeeper:
         waiting_since = time.monotonic()
         while not self._stopping():
             try:
-                job = self._rest.job() if self._rest.task_managers() else None
-                if job is not None and not job.is_over:
+                job = self._rest.job()
+                if job is None or job.is_over:
+                    self._submit_again(job)  # without waiting for TaskManagers: the job waits for slots by itself
+                else:
                     self._remember(job)
-                elif self._rest.task_managers():
-                    self._submit_again(job)
                 waiting_since = time.monotonic()
             except Unavailable as error:
                 self._trouble = str(error)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # public, not in __all__
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # public, not in __all__
 
 from flead.errors import Unavailable
 from kafka.connection import REQUEST_TIMEOUT_S, make_admin, metadata, translated
@@ -20,7 +21,7 @@ class Offsets:
 
     def __init__(self, servers: str) -> None:
         self.servers = servers
-        self._admin = make_admin(servers)
+        self._client: AdminClient | None = None
 
     def beginning(self, topic: str) -> dict[int, int]:
         """Ask for the offset of each partition's oldest record."""
@@ -33,8 +34,8 @@ class Offsets:
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Ask where a group will continue; partitions that it never committed are left out."""
         wanted = [TopicPartition(topic, number) for number in self.partitions(topic)]
-        with translated(f"asking where {group} is", self.servers):
-            futures = self._admin.list_consumer_group_offsets(
+        with self._asking(f"asking where {group} is") as admin:
+            futures = admin.list_consumer_group_offsets(
                 [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT_S
             )
             found = futures[group].result().topic_partitions
@@ -50,15 +51,30 @@ class Offsets:
 
     def partitions(self, topic: str) -> list[int]:
         """List the numbers of a topic's partitions."""
-        known = metadata(self._admin, self.servers).topics
+        with self._asking("asking for topics") as admin:
+            known = metadata(admin, self.servers).topics
         if topic not in known:
             raise Unavailable(f"Kafka at {self.servers} has no topic {topic}: run ensure_topics (`flead up`)")
         return sorted(known[topic].partitions)
 
+    @contextmanager
+    def _asking(self, doing: str) -> Iterator[AdminClient]:
+        """Give the client, a new one after a failure.
+
+        librdkafka's does not find a group's coordinator again on a broker that has come back.
+        """
+        self._client = self._client or make_admin(self.servers)
+        try:
+            with translated(doing, self.servers):
+                yield self._client
+        except Unavailable:
+            self._client = None
+            raise
+
     def _reached(self, topic: str, spec: OffsetSpec) -> dict[int, int]:
         asked = {TopicPartition(topic, number): spec for number in self.partitions(topic)}
-        with translated(f"asking for offsets of {topic}", self.servers):
-            futures = self._admin.list_offsets(asked, request_timeout=REQUEST_TIMEOUT_S)
+        with self._asking(f"asking for offsets of {topic}") as admin:
+            futures = admin.list_offsets(asked, request_timeout=REQUEST_TIMEOUT_S)
             return {where.partition: future.result().offset for where, future in futures.items()}
 
 

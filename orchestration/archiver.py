@@ -26,13 +26,14 @@ log = logging.getLogger(__name__)
 
 GROUP = "flead-archive"
 BATCH = 2_000
+_LARGE_FETCHES: dict[str, Any] = {"fetch.min.bytes": 262_144, "fetch.wait.max.ms": 500}
 TOPICS = (READINGS, PREDICTIONS, ALERTS, DEAD_LETTERS)
 
 
 def archive(servers: str, repository: ArchiveRepository, limits: ReadingLimits, stopping: Callable[[], bool]) -> None:
     """Consume and store until `stopping`; while MongoDB or Kafka is away, wait and lose nothing."""
     # Few large fetches: what is stored half a second later harms nobody, and the broker has a stream to serve.
-    consumer = make_consumer(servers, GROUP, **{"fetch.min.bytes": 262_144, "fetch.wait.max.ms": 500})
+    consumer = make_consumer(servers, GROUP, **_LARGE_FETCHES)
     try:
         consumer.subscribe(list(TOPICS))
         while not stopping():

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import orjson
-from confluent_kafka import Message
+from confluent_kafka import KafkaException, Message, TopicPartition
 
-from flead.errors import Unavailable
 from global_server.feed import GROUP as SERVER_GROUP
 from kafka.client import make_consumer
 from kafka.offsets import Offsets
@@ -80,19 +79,20 @@ class Monitor:
         self._recent: deque[tuple[int, np.ndarray[Any, Any]]] = deque()  # second, latencies in it (ms)
         self._errors: dict[int, list[float]] = {}  # second since the first prediction -> [sum, count]
         self._first: float | None = None
-        fetches = {"fetch.min.bytes": 65_536, "fetch.wait.max.ms": 200}
+        fetches: dict[str, Any] = {"fetch.min.bytes": 65_536, "fetch.wait.max.ms": 200}
         self._consumer = make_consumer(servers, f"flead-monitor-{time.time_ns()}", from_beginning=False, **fetches)
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
     def start(self) -> None:
-        """Begin to read, from the records to come; returns once its place in every topic is fixed."""
-        placed = threading.Event()
-        self._consumer.subscribe([PREDICTIONS, LOCAL_UPDATES, ALERTS, DEAD_LETTERS], on_assign=lambda *_: placed.set())
-        deadline = self._clock() + 30.0
-        while not placed.is_set():
-            if self._clock() > deadline:
-                raise Unavailable(f"the monitor was not given its topics by Kafka at {self._servers} within 30 s")
-            self._take(self._consumer.consume(500, 0.1))
+        """Begin to read, from the records to come."""
+        # Places of its own, not a group's: a group that a broker forgot would begin again at the end.
+        self._consumer.assign(
+            [
+                TopicPartition(topic, partition, end)
+                for topic in (PREDICTIONS, LOCAL_UPDATES, ALERTS, DEAD_LETTERS)
+                for partition, end in self._offsets.end(topic).items()
+            ]
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -140,7 +140,11 @@ class Monitor:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._take(self._consumer.consume(2_000, 0.2))
+            try:
+                self._take(self._consumer.consume(2_000, 0.2))
+            except KafkaException as error:
+                log.warning("the monitor cannot read: %s", error)
+                self._stopping.wait(1.0)
 
     def _take(self, messages: list[Message]) -> None:
         latencies: list[int] = []

@@ -149,12 +149,15 @@ class Run:
         for part in servers:
             part.prepare()
             supervisor.start(part.service.name)
+        names = {part.service.name for part in parts}
         for part in servers:
+            if part.service.name.startswith("taskmanager") and "learner" in names:
+                supervisor.start("learner")  # the job can be submitted while the workers start
+                names.discard("learner")
             self._say(f"waiting for {part.service.name}")
             self._wait(supervisor, part.service.name, part.ready, READY_LIMIT_S)
         ensure_topics(self._settings.kafka.servers, self._settings.kafka)
         self._timings["servers_ready"] = self._elapsed()
-        names = {part.service.name for part in parts}
         for name in ("server", "learner", "archive"):
             if name in names:
                 supervisor.start(name)

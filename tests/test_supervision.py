@@ -189,7 +189,8 @@ class TestWhatAServiceIsTold:
 
     def test_survives_signs_that_supervisord_or_a_shell_would_take_for_its_own(self, tmp_path: Path) -> None:
         arguments = [
-            "a b", "50%", "%(here)s", "%%", "it's", 'say "hi"', "back\\slash", "", "$HOME", "*", "a;b", "#b", "a=b,c", "a ;b", "a #b", "one\ntwo",
+            "a b", "50%", "%(here)s", "%%", "it's", 'say "hi"', "back\\slash", "", "$HOME", "*", "a;b", "#b", "a=b,c",
+            "a ;b", "a #b", "one\ntwo",
             "ü\U0001f600", "~", "{x}", "`id`",
         ]  # fmt: skip
         environment = {
