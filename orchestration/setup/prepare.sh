@@ -42,7 +42,8 @@ install() { # what came before a failure stays, and is not fetched again
   if command -v uv >/dev/null 2>&1; then
     uv pip install --python "$VENV/bin/python" --require-hashes -r "$1"
   else
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar on --require-hashes -r "$1"
+    local quiet=--quiet; if [ -t 2 ]; then quiet=--progress-bar=on; fi # the bars are for people
+    "$VENV/bin/python" -m pip install --disable-pip-version-check "$quiet" --require-hashes -r "$1"
   fi || die "the packages of ${1#"$ROOT"/} could not be installed: the lines above say why; run this again to go on"
 }
 
