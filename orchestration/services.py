@@ -171,16 +171,11 @@ def _flink(settings: Settings) -> list[Part]:
     if settings.flink.rest_url:
         return []
     cluster = flink_cluster(settings)
-    url, wanted = settings.flink.url, settings.flink.task_managers
-
-    def manager_answers() -> None:
-        with FlinkRest(url) as rest:
-            rest.task_managers()
+    rest, wanted = FlinkRest(settings.flink.url), settings.flink.task_managers
 
     def workers_registered() -> None:
-        with FlinkRest(url) as rest:
-            if rest.task_managers() < wanted:
-                raise Unavailable(f"fewer than {wanted} TaskManagers have registered")
+        if rest.task_managers() < wanted:
+            raise Unavailable(f"fewer than {wanted} TaskManagers have registered")
 
     environment = {**cluster.environment, "OPENBLAS_NUM_THREADS": "1"}
     manager = Service("jobmanager", cluster.jobmanager_command, environment, settings.flink.rest_port)
@@ -189,7 +184,7 @@ def _flink(settings: Settings) -> list[Part]:
         for i in range(1, wanted + 1)
     ]
     return [
-        Part(manager, prepare=cluster.prepare, ready=manager_answers, setting="flink.rest_port"),
+        Part(manager, prepare=cluster.prepare, ready=rest.task_managers, setting="flink.rest_port"),
         *(Part(worker, ready=workers_registered) for worker in workers),
     ]
 

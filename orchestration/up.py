@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,11 +117,17 @@ class Run:
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._interrupt)
-        parts = declare(self._settings, self._options.producer, self._options.without)
-        with _only_run(self._settings.run_dir):
-            preflight(self._settings, parts)
+        settings = self._settings
+        parts = declare(settings, self._options.producer, self._options.without)
+        with ExitStack() as stack:
+            stack.enter_context(_only_run(settings.run_dir))
+            preflight(settings, parts)
             self._produce_file.unlink(missing_ok=True)
-            with Supervisor([part.service for part in parts], self._settings.run_dir) as supervisor:
+            self._flink = stack.enter_context(FlinkRest(settings.flink.url, timeout_s=2.0))
+            self._http = stack.enter_context(httpx.Client(timeout=2.0))
+            client = stack.enter_context(connect(settings.mongodb))
+            self._archive = ArchiveRepository(open_database(client, settings.mongodb))
+            with Supervisor([part.service for part in parts], settings.run_dir) as supervisor:
                 try:
                     self._start(supervisor, parts)
                     self._watch(supervisor, parts)
@@ -288,11 +294,10 @@ class Run:
         return {"state": shown, "pid": state.pid, "port": port, "restarts": state.restarts}
 
     def _look_at_job(self) -> None:
-        with FlinkRest(self._settings.flink.url) as rest:
-            job = rest.job()
-            if job is not None:
-                state = "INITIALIZING" if job.state == "RUNNING" and not job.is_processing else job.state
-                self._status.job = {"id": job.job_id, "state": state, "restarts": rest.restarts(job.job_id)}
+        job = self._flink.job()
+        if job is not None:
+            state = "INITIALIZING" if job.state == "RUNNING" and not job.is_processing else job.state
+            self._status.job = {"id": job.job_id, "state": state, "restarts": self._flink.restarts(job.job_id)}
 
     def _job_runs(self) -> None:
         self._look_at_job()
@@ -302,7 +307,7 @@ class Run:
     def _server_status(self) -> dict[str, Any]:
         url = f"{self._settings.server.url}/api/status"
         try:
-            answer = httpx.get(url, timeout=5.0)
+            answer = self._http.get(url)
             answer.raise_for_status()
             return dict(answer.json())
         except (httpx.HTTPError, ValueError) as error:
@@ -312,8 +317,7 @@ class Run:
         return sum(cohort["rounds"] for cohort in self._server_status()["cohorts"].values())
 
     def _stored(self) -> dict[str, int]:
-        with connect(self._settings.mongodb) as client:
-            counts = ArchiveRepository(open_database(client, self._settings.mongodb)).counts()
+        counts = self._archive.counts()
         return {"device_data": counts["device_data"], "predictions_stored": counts["predictions"]}
 
     def _first_reading_ms(self) -> float | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import orjson
+import psutil
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from hypothesis import HealthCheck, Phase, given, settings
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from config.child import port_is_taken
+from config.settings import PROJECT
 from flead.errors import BadReading
 from flead.messages import ReadingLimits, parse_reading
 from kafka.client import make_consumer, make_producer
@@ -101,6 +103,10 @@ class TestWhatFlows:
             assert one["_id"] == f"sim-1@{one['timestamp'].isoformat()}" or one["timestamp"].microsecond % 1_000 == 0
             assert database["predictions"].estimated_document_count() > 3_000
             assert database["global_model"].count_documents({"published_at": None}) <= 1
+
+    def test_the_workers_know_only_what_was_shipped_to_them(self, live_run: LiveRun) -> None:
+        worker = psutil.Process(live_run.status()["services"]["taskmanager"]["pid"])
+        assert str(PROJECT) not in [worker.cwd(), *worker.environ()["PYTHONPATH"].split(":")]
 
     def test_what_people_ask_is_answered(self, live_run: LiveRun) -> None:
         status = json.loads(live_run.flead("status", "--json").stdout)
