@@ -14,7 +14,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from flead.errors import FleadError, Unavailable
 from flink.cluster import HOME
@@ -96,7 +96,16 @@ def newest_local_restore_point(*folders: Path) -> str | None:
     """The newest complete checkpoint or savepoint under these folders; an unfinished one has no `_metadata`."""
     found = [metadata for folder in folders for metadata in folder.rglob("_metadata")]
     newest = max(found, key=lambda metadata: metadata.stat().st_mtime, default=None)
-    return None if newest is None else newest.parent.as_uri()
+    return None if newest is None else file_uri(newest.parent)
+
+
+def file_uri(path: Path) -> str:
+    """A folder's URI as Flink reads it: nothing in it is escaped.
+
+    >>> file_uri(Path("/data/run 1"))
+    'file:///data/run 1'
+    """
+    return f"file://{path}"
 
 
 class JobKeeper:
@@ -199,5 +208,4 @@ class JobKeeper:
 
 def _local(uri: str) -> Path | None:
     """The folder that a file URI names; None for another file system."""
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else None
+    return Path(uri.removeprefix("file:").removeprefix("//")) if uri.startswith("file:") else None

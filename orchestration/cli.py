@@ -101,12 +101,14 @@ def up(
     producer += ["--loop" if loop else "--once", "--progress-file", str(settings.run_dir / "produce.json")]
     producer += ["--for", str(for_s)] if for_s else []
     live = Live(console=err, refresh_per_second=2, transient=True)
-    interactive = err.is_terminal
+    interactive, next_line_s = err.is_terminal, 10.0
 
     def show(status: Status) -> None:
+        nonlocal next_line_s
         if interactive:
             live.update(picture(status))
-        elif int(status.timings_s.get("total", 0)) % 10 == 0:
+        elif status.timings_s["total"] >= next_line_s:
+            next_line_s += 10.0
             err.print(_one_line(status), highlight=False, soft_wrap=True)
 
     run = Run(settings, Options(producer if "producer" not in left_out else None, for_s, left_out), show, _say)

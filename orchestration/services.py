@@ -14,7 +14,7 @@ from flink.cluster import Cluster
 from flink.job_config import JobConfig
 from flink.job_config import Topics as JobTopics
 from flink.rest import FlinkRest
-from flink.submit import JobGivenUp
+from flink.submit import JobGivenUp, file_uri
 from kafka import topics
 from kafka.connection import wait_until_ready
 from kafka.embedded import broker_command, broker_environment
@@ -76,7 +76,7 @@ def job_config(settings: Settings) -> JobConfig:
             alerts=topics.ALERTS,
             dead_letters=topics.DEAD_LETTERS,
         ),
-        checkpoints=flink.checkpoints or (settings.run_dir / "flink" / "checkpoints").absolute().as_uri(),
+        checkpoints=flink.checkpoints or file_uri((settings.run_dir / "flink" / "checkpoints").absolute()),
         parallelism=flink.task_managers,
         execution_mode=flink.execution_mode,
         state_backend=flink.state_backend,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import PROJECT
-from flink.submit import JobKeeper, newest_local_restore_point, package
+from flink.submit import JobKeeper, file_uri, newest_local_restore_point, package
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def point(folder: Path, age_s: int, *, complete: bool = True) -> str:
     if complete:
         (folder / "_metadata").touch()
         os.utime(folder / "_metadata", (1_700_000_000 - age_s,) * 2)
-    return folder.as_uri()
+    return file_uri(folder)
 
 
 class TestTheNewestRestorePoint:
@@ -101,7 +101,7 @@ class TestTheNewestRestorePoint:
 
     def test_is_a_uri_whatever_the_folder_is_called(self, tmp_path: Path) -> None:
         assert point(tmp_path / "my run #1" / "chk-1", age_s=0).endswith("/my%20run%20%231/chk-1")
-        assert newest_local_restore_point(tmp_path) == (tmp_path / "my run #1" / "chk-1").as_uri()
+        assert newest_local_restore_point(tmp_path) == file_uri(tmp_path / "my run #1" / "chk-1")
 
 
 class TestTheKeeper:
@@ -113,7 +113,7 @@ class TestTheKeeper:
         (tmp_path / "remembered").write_text("s3://elsewhere/chk-1")
         point(folder / "checkpoints" / "chk-1", age_s=9)
         newest = point(folder / "savepoints" / "savepoint-1", age_s=3)
-        uris = [(folder / name).as_uri() for name in ("checkpoints", "savepoints")]
+        uris = [file_uri(folder / name) for name in ("checkpoints", "savepoints")]
         assert self.keeper(uris[0], uris[1], tmp_path / "remembered").restore_point() == newest
 
     def test_goes_on_from_the_remembered_one_where_checkpoints_lie_elsewhere(self, tmp_path: Path) -> None:
@@ -123,5 +123,5 @@ class TestTheKeeper:
         assert keeper.restore_point() == "s3://bucket/checkpoints/chk-7"
 
     def test_begins_anew_without_one(self, tmp_path: Path) -> None:
-        uri = tmp_path.as_uri()
+        uri = file_uri(tmp_path)
         assert self.keeper(uri, uri, tmp_path / "remembered").restore_point() is None
