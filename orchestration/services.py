@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from storage.embedded import initiate, mongod_command
 
 JARS = PROJECT / ".jvm" / "jars"
 FREE_DISK_GB = 2.0
+_FLINK_PATH = re.compile(r"[\w./+@,=~-]+")
 OPTIONAL = ("archive", "producer")
 """Services that a run may do without."""
 
@@ -206,6 +208,13 @@ def preflight(settings: Settings, parts: list[Part]) -> None:
         raise CorruptRunFolder(
             f"the run folder {run_dir} cannot be written ({error.strerror}): name another with --run-dir"
         ) from None
+    if any(part.service.name == "jobmanager" for part in parts):
+        for path in (run_dir, PROJECT):
+            if not _FLINK_PATH.fullmatch(str(path)):
+                raise Unavailable(
+                    f"Flink's scripts cannot work under {path}, whose name holds a space or another special sign: "
+                    f"{'name another with --run-dir' if path == run_dir else 'move the checkout'}"
+                )
     free = shutil.disk_usage(run_dir).free / 1e9
     if free < FREE_DISK_GB:
         raise Unavailable(

@@ -111,7 +111,7 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
     """A run on the simulator at 300 readings/s, once its first round has been made."""
     if not any((JARS.parent / "flink").glob("*.jar")):
         pytest.skip(f"no JVM parts in {JARS.parent}: orchestration/run_all.sh fetches them")
-    folder = tmp_path_factory.mktemp("run") / "a run #1"
+    folder = tmp_path_factory.mktemp("run")
     run = start(folder, run_environment(folder), "--rate", "300", "--devices", "20", "--loop")
     try:
         run.wait(lambda status: status["counts"].get("rounds", 0) >= 1, 150.0)

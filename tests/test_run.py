@@ -131,6 +131,12 @@ class TestWhatFlows:
         assert "FLEAD_" in refused.stderr
 
 
+def test_a_folder_that_flink_cannot_use_is_refused_in_one_line(tmp_path: Path) -> None:
+    refused = flead("up", "--for", "1", environment=run_environment(tmp_path / "a run #1"))
+    assert refused.returncode == 1
+    assert "special sign: name another with --run-dir" in refused.stderr
+
+
 VALID: dict[str, Any] = {
     "device_id": "bad-1",
     "timestamp": "2024-01-01T00:00:00+00:00",
