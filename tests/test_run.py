@@ -31,7 +31,7 @@ from flead.messages import ReadingLimits, parse_reading
 from kafka.client import make_consumer, make_producer
 from kafka.offsets import end_offsets
 from kafka.topics import DEAD_LETTERS, GLOBAL_MODEL, LOCAL_UPDATES, PREDICTIONS, READINGS
-from tests.fixtures_run import LiveRun, flead, left_over, start
+from tests.fixtures_run import LiveRun, flead, left_over, run_environment, start
 from tests.fixtures_storage import wait_until
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
