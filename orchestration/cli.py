@@ -424,11 +424,15 @@ def _settings(run_dir: Path | None) -> Settings:
 
 def _dataset(data: str, settings: Settings) -> str:
     """What `--data` means: the simulator, the public file (fetched once), or a path, made absolute."""
+    from data.sources import open_dataset
+
     if data == "simulated":
         return data
     if data == INTEL_LAB:
         return str(_download(_intel_lab_path(settings)))
-    return str(Path(data).expanduser().absolute())
+    path = Path(data).expanduser().absolute()
+    open_dataset(path)  # what is no file of readings is refused before anything starts
+    return str(path)
 
 
 def _intel_lab_path(settings: Settings) -> Path:

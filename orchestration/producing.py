@@ -107,9 +107,10 @@ def send(
         _send_one(record, producer, progress)
         if progress.first_sent_ms is None and progress.sent:
             progress.first_sent_ms, begun = _now_ms(), now
-        if now - saved >= SAVE_EVERY_S and settle(5.0) == 0:
-            save(progress)
-            saved = now
+        if now - saved >= SAVE_EVERY_S:
+            if settle(5.0) == 0:
+                save(progress)
+            saved = time.monotonic()
     progress.last_sent_ms = _now_ms()
     undelivered = settle(30.0)
     progress.finished = not undelivered and not progress.failed
