@@ -21,6 +21,14 @@ def ends_with_parent(command: list[str], signal: int = 15) -> list[str]:
     return [sys.executable, "-ISc", _PRCTL, str(int(signal)), *command]
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def port_is_taken(port: int) -> bool:
     """Whether something listens on this port of 127.0.0.1."""
     with socket.socket() as probe:

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 from pydantic import SecretStr
 
-from config.child import port_is_taken
+from config.child import free_port, port_is_taken
 from config.settings import MongoSettings, Settings
 from flead.errors import PortTaken, Unavailable
 from global_server.app import create_app
@@ -96,16 +96,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _own_mongod(stack: ExitStack, settings: MongoSettings, run_dir: Path) -> MongoSettings:
     """Start the embedded mongod; on another port where the usual one is taken, for only we need to know it."""
-    port = _free_port() if port_is_taken(settings.port) else settings.port
+    port = free_port() if port_is_taken(settings.port) else settings.port
     server = stack.enter_context(embedded_mongod(run_dir / "mongodb", port))
     return settings.model_copy(update={"uri": SecretStr(server.uri), "port": port})
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_for(client: Client, settings: MongoSettings) -> None:

@@ -76,7 +76,6 @@ class Supervisor:
     def __init__(self, services: list[Service], folder: Path) -> None:
         self.services = {service.name: service for service in services}
         self.logs = folder / "logs"
-        self._folder = folder
         self._starts: dict[str, tuple[int, int]] = {}  # service -> last pid seen, starts seen
 
     def __enter__(self) -> Self:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from config.child import free_port
 from config.settings import PROJECT, KafkaSettings
 from kafka.embedded import embedded_broker
 from kafka.topics import ensure_topics
 
 JARS = PROJECT / ".jvm" / "jars" / "kafka"
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")

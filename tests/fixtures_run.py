@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from config.child import free_port
 from config.settings import PROJECT
-from tests.fixtures_kafka import JARS, free_port
+from tests.fixtures_kafka import JARS
 from tests.fixtures_storage import wait_until
 
 PORTS = (

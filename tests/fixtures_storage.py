@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,17 +10,11 @@ import pytest
 from pydantic import SecretStr
 from pymongo.database import Database
 
+from config.child import free_port
 from config.settings import MongoSettings
 from storage.connection import Document, connect, open_database
 from storage.embedded import Mongod, embedded_mongod
 from storage.schema import apply_schema, collections
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:

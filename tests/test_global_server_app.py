@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from config.child import free_port
 from config.settings import AggregationSettings, MongoSettings
 from flead import errors
 from flead.messages import GlobalModel, LocalUpdate
@@ -23,7 +24,7 @@ from global_server.app import MAX_BODY, create_app
 from global_server.rounds import RoundService
 from storage.connection import connect, open_database
 from storage.rounds import RoundRepository
-from tests.fixtures_storage import Mongo, free_port, wait_until
+from tests.fixtures_storage import Mongo, wait_until
 
 pytestmark = pytest.mark.servers
 NOW = datetime(2024, 6, 1, tzinfo=UTC)

@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from pydantic import SecretStr
 
-from config.child import port_is_taken
+from config.child import free_port, port_is_taken
 from config.settings import PROJECT, AggregationSettings, MongoSettings, Settings
 from flead.errors import PortTaken, Unavailable
 from flead.messages import GlobalModel
@@ -34,7 +34,7 @@ from storage.connection import connect, open_database
 from storage.embedded import embedded_mongod
 from storage.rounds import RoundRepository
 from storage.schema import apply_schema
-from tests.fixtures_storage import Mongo, free_port, wait_until
+from tests.fixtures_storage import Mongo, wait_until
 
 pytestmark = pytest.mark.servers
 

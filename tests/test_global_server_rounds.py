@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
+from config.child import free_port
 from config.settings import AggregationSettings, MongoSettings
 from flead import network
 from flead.errors import BadInput, BadModel, BadUpdate, Unavailable
@@ -24,7 +25,7 @@ from storage.connection import connect, open_database
 from storage.embedded import embedded_mongod
 from storage.rounds import RoundRepository
 from storage.schema import apply_schema
-from tests.fixtures_storage import Mongo, free_port, wait_until
+from tests.fixtures_storage import Mongo, wait_until
 
 pytestmark = pytest.mark.servers
 NOW = datetime(2024, 6, 1, tzinfo=UTC)

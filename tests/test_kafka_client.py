@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from config.child import free_port
 from flead.errors import Reason, Unavailable
 from flead.messages import MAX_PAYLOAD, DeadLetter, Reading, Source
 from kafka.client import Delivery, ReadingProducer, make_consumer, make_producer, next_message
@@ -16,7 +17,6 @@ from kafka.codecs import decode_dead_letter
 from kafka.offsets import Offsets, committed, end_offsets, lag
 from kafka.tail import Record, tail
 from kafka.topics import ALERTS, DEAD_LETTERS, READINGS
-from tests.fixtures_kafka import free_port
 
 NOW = datetime(2024, 1, 1, tzinfo=UTC)
 

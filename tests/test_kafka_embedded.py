@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from config.child import free_port
 from config.settings import KafkaSettings
 from flead.errors import CorruptRunFolder, PortTaken, Unavailable
 from kafka.client import ReadingProducer
@@ -16,7 +17,6 @@ from kafka.embedded import broker_command, embedded_broker
 from kafka.embedded_storage import prepare_broker
 from kafka.tail import tail
 from kafka.topics import GLOBAL_MODEL, READINGS, ensure_topics
-from tests.fixtures_kafka import free_port
 
 pytestmark = pytest.mark.servers
 

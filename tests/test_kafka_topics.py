@@ -10,11 +10,11 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from config.child import free_port
 from config.settings import KafkaSettings
 from flead.errors import Unavailable
 from kafka.connection import make_admin, metadata
 from kafka.topics import ALERTS, DEAD_LETTERS, GLOBAL_MODEL, READINGS, declared_topics, ensure_topics
-from tests.fixtures_kafka import free_port
 
 pytestmark = pytest.mark.servers
 

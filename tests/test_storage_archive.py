@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from pymongo.errors import WriteError
 
+from config.child import free_port
 from config.settings import MongoSettings
 from flead.errors import BadConfiguration, Reason, Unavailable
 from flead.messages import DeadLetter, Reading, Source
 from storage.archive import ArchiveRepository, Stored
 from storage.connection import connect, open_database, ping
 from storage.schema import apply_schema, collections
-from tests.fixtures_storage import Mongo, free_port
+from tests.fixtures_storage import Mongo
 
 pytestmark = pytest.mark.servers
 START = datetime(2024, 1, 1, 12, 0, 0, 154_000, tzinfo=UTC)

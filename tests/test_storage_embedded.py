@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from config.child import port_is_taken
+from config.child import free_port, port_is_taken
 from flead.errors import CorruptRunFolder, PortTaken, Unavailable
 from storage import embedded
 from storage.embedded import embedded_mongod, initiate, mongod_command
 from storage.mongod_log import first_error
-from tests.fixtures_storage import free_port, wait_until
+from tests.fixtures_storage import wait_until
 
 pytestmark = pytest.mark.servers
 
