@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.run import RunEnded, running
 from config.settings import PROJECT
 from orchestration.display import picture
-from orchestration.up import Status
+from orchestration.status import Status
 
 RATE = 1_000.0
 WIDTH = 110

@@ -17,7 +17,7 @@ from benchmarks.machine import describe
 from benchmarks.report import keep, table
 from benchmarks.run import RunEnded, data_named, public_or_simulated, running, written
 from kafka.topics import READINGS
-from orchestration.up import Status
+from orchestration.status import Status
 
 
 def measure(rate: float, seconds: float, data: str) -> dict[str, Any]:

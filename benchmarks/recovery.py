@@ -20,7 +20,7 @@ from benchmarks.machine import describe
 from benchmarks.report import keep, table
 from benchmarks.run import RunEnded, Running, running, written
 from kafka.topics import READINGS
-from orchestration.up import Status
+from orchestration.status import Status
 
 VICTIMS = ("server", "taskmanager", "jobmanager", "kafka", "mongodb", "archive", "learner", "producer")
 LIMIT_S = 120.0

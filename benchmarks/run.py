@@ -17,7 +17,7 @@ from pathlib import Path
 
 from config.child import ends_with_parent
 from config.settings import PROJECT
-from orchestration.up import STATUS_FILE, SUMMARY_FILE, Status
+from orchestration.status import STATUS_FILE, SUMMARY_FILE, Status
 
 SIMULATED = "simulated"
 POLL_S = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 
 from flead.errors import PortTaken
@@ -19,6 +20,16 @@ def ends_with_parent(command: list[str], signal: int = 15) -> list[str]:
     if sys.platform != "linux":
         return command
     return [sys.executable, "-ISc", _PRCTL, str(int(signal)), *command]
+
+
+def stop(process: subprocess.Popen[bytes], limit_s: float = 20.0) -> None:
+    """End a child process: politely, and after `limit_s` at once; one that has ended is fine."""
+    process.terminate()
+    try:
+        process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

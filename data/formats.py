@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Self
@@ -145,7 +146,8 @@ class Csv(Format):
     """Comma-separated values with a header: `timestamp`, if need be `device_id`, and one numeric column per sensor.
 
     Times are ISO 8601, UTC unless they name an offset. Without a `device_id` the file is one device, named after the
-    file. Quoted fields may hold commas but no line breaks.
+    file. A column that holds text in every one of the first lines is no sensor; it goes into the metadata. Quoted
+    fields may hold commas but no line breaks.
 
     >>> table = Csv.detect([b"timestamp,value"], "pump")
     >>> table.read(b"2014-04-01 00:05:00,21.97")
@@ -160,6 +162,7 @@ sensors={'value': 21.97}, metadata={})
     time_column: int
     device_column: int | None
     device: str
+    text_columns: frozenset[int] = frozenset()
 
     @classmethod
     def detect(cls, head: Sequence[bytes], stem: str) -> Self | None:
@@ -173,12 +176,33 @@ sensors={'value': 21.97}, metadata={})
             return None
         if "" in names or len(set(names)) < len(names):
             raise BadDataset(f"the header {','.join(names)[:200]!r} needs a name for every column, each of its own")
-        if not set(names) - {"timestamp", "device_id"}:
-            raise BadDataset("the header names no sensor: add a numeric column beside timestamp and device_id")
+        special = {names.index(name) for name in ("timestamp", "device_id") if name in names}
+        texts = frozenset(cls._texts(head[1:], len(columns)) - special)
+        if len(special) + len(texts) == len(columns):
+            raise BadDataset(
+                "no column beside timestamp and device_id holds a number: add one per sensor (or correct its values)"
+            )
         device = re.sub(r"[^\w .-]", "_", stem)[:128] or "device-1"
-        return cls(
-            columns, names.index("timestamp"), names.index("device_id") if "device_id" in names else None, device
-        )
+        device_column = names.index("device_id") if "device_id" in names else None
+        return cls(columns, names.index("timestamp"), device_column, device, texts)
+
+    @staticmethod
+    def _texts(lines: Sequence[bytes], width: int) -> set[int]:
+        """The columns that hold something in these lines, and never a number."""
+        numbers, words = set(), set()
+        for line in lines:
+            with suppress(ValueError):
+                cells = cells_of(line)
+                for i, cell in enumerate(cells if len(cells) == width else ()):
+                    text = cell.strip()
+                    if text.lower() in _MISSING:
+                        continue
+                    try:
+                        float(text)
+                        numbers.add(i)
+                    except ValueError:
+                        words.add(i)
+        return words - numbers
 
     def sort_key(self, line: bytes) -> bytes:
         """Give the time column's."""
@@ -192,7 +216,7 @@ sensors={'value': 21.97}, metadata={})
         cells = cells_of(line)
         if len(cells) != len(self.columns):
             raise ValueError(f"{len(cells)} columns, the header has {len(self.columns)}")
-        special = (self.time_column, self.device_column)
+        special = {self.time_column, self.device_column, *self.text_columns}
         return Reading(
             device_id=self.device if self.device_column is None else cells[self.device_column].strip(),
             timestamp=utc(cells[self.time_column].strip()),
@@ -201,6 +225,7 @@ sensors={'value': 21.97}, metadata={})
                 for i, (name, cell) in enumerate(zip(self.columns, cells, strict=True))
                 if i not in special
             },
+            metadata={self.columns[i]: cells[i] for i in sorted(self.text_columns)},
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from config.child import check_port_free, ends_with_parent
+from config.child import check_port_free, ends_with_parent, stop
 from flead.errors import Unavailable
 from kafka.connection import wait_until_ready
 from kafka.embedded_storage import java_command, prepare_broker
@@ -98,13 +98,3 @@ def _wait_for(process: subprocess.Popen[bytes], servers: str, log: Path) -> None
             tail = log.read_text(encoding="utf-8", errors="replace").strip()[-800:]
             raise Unavailable(f"the embedded Kafka ended with {process.returncode}; {log} ends: {tail}")
     return wait_until_ready(servers, 1.0)
-
-
-def stop(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> None:
-    """End a broker that `embedded_broker` started: in order, or after `timeout_s` at once."""
-    process.terminate()
-    try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -78,21 +78,6 @@ class Offsets:
             return {where.partition: future.result().offset for where, future in futures.items()}
 
 
-def end_offsets(servers: str, topic: str) -> dict[int, int]:
-    """Ask once: see `Offsets.end`."""
-    return Offsets(servers).end(topic)
-
-
-def committed(servers: str, group: str, topic: str) -> dict[int, int]:
-    """Ask once: see `Offsets.committed`."""
-    return Offsets(servers).committed(group, topic)
-
-
-def lag(servers: str, group: str, topic: str) -> dict[int, int]:
-    """Ask once: see `Offsets.lag`."""
-    return Offsets(servers).lag(group, topic)
-
-
 def positions(messages: Iterable[Message]) -> list[TopicPartition]:
     """Where to go on after these messages, by partition.
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kafka.topics import READINGS
-from orchestration.up import Status
+from orchestration.status import Status
 
 _COLOURS = {
     "running": "green",
@@ -43,6 +43,17 @@ def verdict(status: Status) -> RenderableType:
             name, Text("ok", style="green") if check["ok"] else Text("FAILED", style="bold red"), check["detail"]
         )
     return table
+
+
+def one_line(status: Status) -> str:
+    """A status for logs."""
+    counts, latency = status.counts, status.latency_ms
+    return (
+        f"{status.timings_s.get('total', 0):.0f} s {status.state}: {counts.get('readings', 0)} readings, "
+        f"{counts.get('taken_up', 0)} taken up, {counts.get('rounds', 0)} rounds, "
+        f"{counts.get('dead_letters', 0)} dead letters, "
+        f"lag {status.lag.get(READINGS, 0)}, p99 {latency.get('p99')} ms"
+    )
 
 
 def _services(status: Status) -> Table:

@@ -66,7 +66,7 @@ def flink_cluster(settings: Settings) -> Cluster:
 
 
 def job_config(settings: Settings) -> JobConfig:
-    """What the learning job is told."""
+    """What the learning job is told: a setting of Flink whose name it shares goes as it is."""
     flink = settings.flink
     return JobConfig(
         bootstrap_servers=settings.kafka.servers,
@@ -80,13 +80,9 @@ def job_config(settings: Settings) -> JobConfig:
         ),
         checkpoints=flink.checkpoints or file_uri((settings.run_dir / "flink" / "checkpoints").absolute()),
         parallelism=flink.task_managers,
-        execution_mode=flink.execution_mode,
-        state_backend=flink.state_backend,
-        checkpoint_interval_ms=flink.checkpoint_interval_ms,
-        buffer_timeout_ms=flink.buffer_timeout_ms,
-        max_restarts=flink.max_restarts,
         learner=settings.learner,
         reading=settings.reading,
+        **flink.model_dump(include=JobConfig.model_fields.keys() - {"checkpoints"}),
     )
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 
-from config.child import check_port_free, ends_with_parent
+from config.child import check_port_free, ends_with_parent, stop
 from flead.errors import CorruptRunFolder, PortTaken, Unavailable
 from storage.mongod_log import first_error
 
@@ -204,18 +204,7 @@ def embedded_mongod(dbpath: Path, port: int, log_file: Path | None = None, limit
         log.info("mongod is ready on port %d, pid %d", port, process.pid)
         yield Mongod(port, process.pid)
     finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes], limit_s: float = 20.0) -> None:
-    """End the process: politely, then not."""
-    with suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        stop(process)
 
 
 def _why_it_ended(code: int, dbpath: Path, port: int, why: str) -> Unavailable:

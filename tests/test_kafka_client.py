@@ -14,7 +14,7 @@ from flead.errors import Reason, Unavailable
 from flead.messages import MAX_PAYLOAD, DeadLetter, Reading, Source
 from kafka.client import Delivery, ReadingProducer, make_consumer, make_producer, next_message
 from kafka.codecs import decode_dead_letter
-from kafka.offsets import Offsets, committed, end_offsets, lag
+from kafka.offsets import Offsets
 from kafka.tail import Record, tail
 from kafka.topics import ALERTS, DEAD_LETTERS, READINGS
 
@@ -82,7 +82,7 @@ def test_readings_of_one_device_stay_in_one_partition_in_order(kafka_servers: st
 
 @pytest.mark.servers
 def test_a_device_goes_where_java_clients_put_it(kafka_servers: str) -> None:
-    partitions = len(end_offsets(kafka_servers, READINGS))
+    partitions = len(Offsets(kafka_servers).partitions(READINGS))
     with ReadingProducer(kafka_servers) as producer:
         for device in JAVA_MURMUR2:
             producer.send(reading(device))
@@ -138,13 +138,13 @@ def test_lag_is_what_a_group_has_not_committed(kafka_servers: str, fleet: str) -
     (partition,) = {record.partition for record in records_of(kafka_servers, READINGS, fleet)}
     offsets = Offsets(kafka_servers)
     end, begin = offsets.end(READINGS), offsets.beginning(READINGS)
-    assert lag(kafka_servers, fleet, READINGS) == {number: end[number] - begin[number] for number in end}
+    assert offsets.lag(fleet, READINGS) == {number: end[number] - begin[number] for number in end}
 
     with make_consumer(kafka_servers, fleet) as consumer:
         consumer.commit(offsets=[TopicPartition(READINGS, partition, end[partition] - 3)], asynchronous=False)
 
-    assert committed(kafka_servers, fleet, READINGS) == {partition: end[partition] - 3}
-    assert lag(kafka_servers, fleet, READINGS)[partition] == 3
+    assert offsets.committed(fleet, READINGS) == {partition: end[partition] - 3}
+    assert offsets.lag(fleet, READINGS)[partition] == 3
 
 
 @pytest.mark.servers
@@ -160,7 +160,7 @@ def test_a_consumer_in_a_group_receives_and_continues_where_it_committed(kafka_s
             if received:
                 ends = [
                     TopicPartition(READINGS, number, end)
-                    for number, end in end_offsets(kafka_servers, READINGS).items()
+                    for number, end in Offsets(kafka_servers).end(READINGS).items()
                 ]
                 consumer.commit(offsets=ends, asynchronous=False)
 
@@ -168,7 +168,7 @@ def test_a_consumer_in_a_group_receives_and_continues_where_it_committed(kafka_s
 @pytest.mark.servers
 def test_a_topic_that_is_missing_is_named(kafka_servers: str) -> None:
     with pytest.raises(Unavailable, match=r"has no topic flead\.nothing: run ensure_topics"):
-        end_offsets(kafka_servers, "flead.nothing")
+        Offsets(kafka_servers).end("flead.nothing")
 
 
 def test_without_a_broker_every_reading_counts_as_failed() -> None:

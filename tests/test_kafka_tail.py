@@ -10,7 +10,7 @@ from confluent_kafka import Producer
 
 from flead.errors import Unavailable
 from kafka.client import make_producer
-from kafka.offsets import end_offsets
+from kafka.offsets import Offsets
 from kafka.tail import CheckReport, check_topic, tail
 from kafka.topics import ALERTS, PREDICTIONS
 
@@ -76,7 +76,7 @@ def test_following_yields_what_comes_later_and_ends_when_nothing_comes(
     kafka_servers: str, producer: Producer, device: str
 ) -> None:
     everything = tail(kafka_servers, ALERTS, from_beginning=True, follow=True, timeout_s=2.0)
-    for _ in range(sum(end_offsets(kafka_servers, ALERTS).values())):
+    for _ in range(sum(Offsets(kafka_servers).end(ALERTS).values())):
         next(everything)
 
     producer.produce(ALERTS, b"later", device)

@@ -29,7 +29,7 @@ from config.settings import PROJECT
 from flead.errors import BadReading
 from flead.messages import ReadingLimits, parse_reading
 from kafka.client import make_consumer, make_producer
-from kafka.offsets import end_offsets
+from kafka.offsets import Offsets
 from kafka.topics import DEAD_LETTERS, GLOBAL_MODEL, LOCAL_UPDATES, PREDICTIONS, READINGS
 from tests.fixtures_run import LiveRun, flead, left_over, run_environment, start
 from tests.fixtures_storage import wait_until
@@ -46,7 +46,7 @@ def decoded(value: bytes | None) -> dict[str, Any]:
 
 def read(servers: str, topic: str, begin: dict[int, int] | None = None) -> list[tuple[bytes | None, dict[str, Any]]]:
     """Every record of a topic up to its present end: key and value."""
-    ends = end_offsets(servers, topic)
+    ends = Offsets(servers).end(topic)
     consumer: Consumer = make_consumer(servers, "test-reader", partition_eof=True)
     found: list[tuple[bytes | None, dict[str, Any]]] = []
     open_partitions = {p for p, e in ends.items() if e > (begin or {}).get(p, 0)}
@@ -198,7 +198,7 @@ class TestWhatIsRefused:
         bad = many_bad_readings(400)
         assert len(bad) >= 300
         assert all(map(is_bad, TABLE))
-        before, restarts = end_offsets(live_run.servers, DEAD_LETTERS), live_run.status()["job"]["restarts"]
+        before, restarts = Offsets(live_run.servers).end(DEAD_LETTERS), live_run.status()["job"]["restarts"]
         producer: Producer = make_producer(live_run.servers)
         for raw in bad:
             producer.produce(READINGS, raw, b"bad-1")

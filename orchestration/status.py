@@ -1,0 +1,110 @@
+"""What is known of a run, and where others find it: the files in its folder, and the lock that says that it is on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flead.errors import CorruptRunFolder, FleadError, Unavailable
+
+STATUS_FILE = "status.json"
+SUMMARY_FILE = "summary.json"
+LOCK_FILE = "up.lock"
+
+
+@dataclass
+class Status:
+    """One look at a run; what `flead status --json` prints and `summary.json` keeps."""
+
+    state: str
+    updated: str
+    run_dir: str
+    services: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    lag: dict[str, int] = field(default_factory=dict)
+    archive_lag: dict[str, int] = field(default_factory=dict)
+    latency_ms: dict[str, float | None] = field(default_factory=dict)
+    latency_ms_whole_run: dict[str, float | None] = field(default_factory=dict)
+    error: dict[str, float | None] = field(default_factory=dict)
+    dead_letter_reasons: dict[str, int] = field(default_factory=dict)
+    producer: dict[str, Any] = field(default_factory=dict)
+    job: dict[str, Any] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def mark_stopped(self) -> None:
+        """Say of the run and all its services that they have ended."""
+        self.state = "stopped"
+        for service in self.services.values():
+            service |= {"state": "stopped", "pid": None}
+
+    def to_json(self) -> str:
+        """As one JSON object."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def load_status(run_dir: Path) -> Status:
+    """The last look at the run of a folder.
+
+    Raises
+    ------
+    FleadError
+        where there has been no run, or one of another version of FLEAD
+    """
+    path = run_dir / STATUS_FILE
+    if not path.exists():
+        raise FleadError(f"there has been no run in {run_dir}: start one with `flead up`")
+    try:
+        return Status(**json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise FleadError(f"{path} was written by another version: start the run again") from None
+
+
+@contextmanager
+def only_run(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder; its lock file names our process for `flead down`.
+
+    Raises
+    ------
+    CorruptRunFolder
+        where it can be no run folder
+    Unavailable
+        where another run holds it
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise CorruptRunFolder(
+            f"the run folder {run_dir} cannot be used ({error.strerror}): name another with --run-dir"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Unavailable(
+                f"another run uses {run_dir}: stop it with `flead down --run-dir {run_dir}`, or name another folder"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def running_pid(run_dir: Path) -> int | None:
+    """The process that holds a run folder; None where no run does."""
+    path = run_dir / LOCK_FILE
+    if not path.exists():
+        return None
+    with path.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return int(path.read_text() or 0) or None
+    return None

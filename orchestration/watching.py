@@ -1,0 +1,228 @@
+"""Looking at a run: what its parts say of themselves, gathered into one status, and the verdict on it at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from config.settings import Settings
+from flead.errors import Unavailable
+from flink.rest import FlinkRest
+from orchestration.files import write_atomically
+from orchestration.monitor import Monitor
+from orchestration.producing import Progress
+from orchestration.status import STATUS_FILE, SUMMARY_FILE, Status
+from orchestration.supervision import State, Supervisor
+from storage.archive import ArchiveRepository
+from storage.connection import connect, open_database
+
+
+class Watcher:
+    """Looks at a run and keeps what it saw in `status`; as a context it holds the connections that this takes.
+
+    Parameters
+    ----------
+    archived:
+        whether the archive is part of the run
+    show:
+        called with the status after each look
+    say:
+        called with one line for people
+    """
+
+    def __init__(
+        self, settings: Settings, *, archived: bool, show: Callable[[Status], None], say: Callable[[str], None]
+    ) -> None:
+        self._settings = settings
+        self._archived = archived
+        self._show = show
+        self._say = say
+        self._begun = time.monotonic()
+        self._timings: dict[str, float] = {}
+        self._monitor: Monitor | None = None
+        self._rounds_before = 0
+        self._first_reading: float | None = None
+        self._produce_file = settings.run_dir / "produce.json"
+        self.status = Status(state="starting", updated=_now(), run_dir=str(settings.run_dir))
+
+    def __enter__(self) -> Self:
+        settings = self._settings
+        self._produce_file.unlink(missing_ok=True)  # an earlier run's
+        with ExitStack() as stack:
+            self._flink = stack.enter_context(FlinkRest(settings.flink.url, timeout_s=2.0))
+            self._http = stack.enter_context(httpx.Client(timeout=2.0))
+            client = stack.enter_context(connect(settings.mongodb))
+            self._archive = ArchiveRepository(open_database(client, settings.mongodb))
+            self._connections = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connections.__exit__(kind, error, trace)
+
+    def start_counting(self) -> None:
+        """Count from here what flows and how many rounds are made; Kafka and the server must answer."""
+        self._rounds_before = self._rounds()
+        self._monitor = Monitor(self._settings.kafka.servers, archived=self._archived)
+        self._monitor.start()
+
+    def stop_counting(self) -> None:
+        """Count no more; not counting is fine."""
+        if self._monitor is not None:
+            self._monitor.stop()
+
+    def mark(self, step: str) -> None:
+        """Note the time since the start, s, at which a step was reached."""
+        self._timings[step] = self.elapsed_s()
+
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return round(time.monotonic() - self._begun, 2)
+
+    def look(self, supervisor: Supervisor) -> None:
+        """Look at everything once; what does not answer keeps its last value."""
+        status = self.status
+        states = supervisor.states()
+        status.services = {name: self._service(supervisor, name, state) for name, state in states.items()}
+        with suppress(Unavailable):
+            self._look_at_job()
+        if self._monitor is not None:
+            with suppress(Unavailable):
+                self._take_counts(self._monitor)
+            with suppress(Unavailable):
+                status.counts["rounds"] = self._rounds()
+                status.counts["rounds_this_run"] = status.counts["rounds"] - self._rounds_before
+            with suppress(Unavailable):
+                status.counts |= self._stored()
+        with suppress(OSError, ValueError):
+            status.producer = json.loads(self._produce_file.read_text())
+        if status.counts.get("rounds_this_run") and "first_round" not in self._timings:
+            self.mark("first_round")
+            self._say(f"first round {self.elapsed_s():.0f} s after the start")
+        self.save()
+
+    def save(self) -> None:
+        """Keep the status as it is for `flead status`, and show it."""
+        self.status.updated = _now()
+        self.status.timings_s = {**self._timings, "total": self.elapsed_s()}
+        write_atomically(self._settings.run_dir / STATUS_FILE, self.status.to_json())
+        self._show(self.status)
+
+    def save_summary(self) -> None:
+        """Keep the status as the run's last."""
+        self.save()
+        write_atomically(self._settings.run_dir / SUMMARY_FILE, self.status.to_json())
+
+    def job_runs(self) -> None:
+        """Return if the learning job runs; raises `Unavailable` where it does not (yet)."""
+        self._look_at_job()
+        if self.status.job.get("state") != "RUNNING":
+            raise Unavailable(f"the job is {self.status.job.get('state', 'not submitted yet')}")
+
+    def server_status(self) -> dict[str, Any]:
+        """What the global server says of itself; raises `Unavailable` where it says nothing."""
+        url = f"{self._settings.server.url}/api/status"
+        try:
+            answer = self._http.get(url)
+            answer.raise_for_status()
+            return dict(answer.json())
+        except (httpx.HTTPError, ValueError) as error:
+            raise Unavailable(f"the global server does not answer at {url} ({error or type(error).__name__})") from None
+
+    def first_reading_ms(self) -> float | None:
+        """When a reading was first seen here, Unix time in ms; None before."""
+        if self._first_reading is None and self.status.counts.get("readings"):
+            self._first_reading = time.time() * 1000
+        return self._first_reading
+
+    def _take_counts(self, monitor: Monitor) -> None:
+        for name, value in monitor.snapshot().items():
+            if name == "counts":
+                self.status.counts |= value
+            else:
+                setattr(self.status, name, value)
+
+    def _service(self, supervisor: Supervisor, name: str, state: State) -> dict[str, Any]:
+        port = supervisor.services[name].port
+        shown = state.state
+        if shown == "exited":  # by itself, for good: what had no more to do, or could not go on
+            shown = "finished" if name == "producer" and self.status.producer.get("finished") else "fatal"
+        return {"state": shown, "pid": state.pid, "port": port, "restarts": state.restarts}
+
+    def _look_at_job(self) -> None:
+        job = self._flink.job()
+        if job is not None:
+            state = "INITIALIZING" if job.state == "RUNNING" and not job.is_processing else job.state
+            self.status.job = {"id": job.job_id, "state": state, "restarts": self._flink.restarts(job.job_id)}
+
+    def _rounds(self) -> int:
+        return sum(cohort["rounds"] for cohort in self.server_status()["cohorts"].values())
+
+    def _stored(self) -> dict[str, int]:
+        counts = self._archive.counts()
+        return {"device_data": counts["device_data"], "predictions_stored": counts["predictions"]}
+
+
+def judge(status: Status, min_devices: int) -> dict[str, dict[str, Any]]:
+    """A run's own health conditions: each `ok` or not, and what was found.
+
+    Parameters
+    ----------
+    min_devices:
+        how many devices with updates start a round
+    """
+    counts = status.counts
+    producer = Progress(**status.producer) if status.producer else None
+    refused = counts.get("updates_refused", 0)
+    given_up = [name for name, service in status.services.items() if service["state"] == "fatal"]
+    readings, taken, dead = (counts.get(name, 0) for name in ("readings", "taken_up", "dead_readings"))
+    in_flight = counts.get("in_flight_at_stop", 0)
+    unstored = sum(status.archive_lag.values())
+    checks = {
+        "services": (
+            not given_up,
+            f"given up: {', '.join(given_up)}" if given_up else "all stayed up or came back",
+        ),
+        "job": (
+            status.job.get("state") == "RUNNING",
+            f"{status.job.get('state')}, {status.job.get('restarts')} restarts",
+        ),
+        "nothing_lost": (
+            readings == taken + dead + in_flight and in_flight == 0,
+            f"{readings} readings = {taken} taken up + {dead} dead letters + {in_flight} in flight at the stop",
+        ),
+        "updates": (not refused, f"{counts.get('local_updates', 0)} updates, {refused} refused"),
+        "counters": (
+            not counts.get("update_counters_fell"),
+            f"a device's training counter went down {counts.get('update_counters_fell', 0)} times",
+        ),
+        "stored": (
+            not unstored,
+            f"{unstored} records not stored yet",
+        ),
+    }
+    if producer is not None:
+        checks["delivered"] = (
+            producer.failed == 0 and producer.delivered == producer.sent,
+            f"{producer.sent} sent, {producer.delivered} delivered, {producer.failed} failed, "
+            f"{producer.rejected} rows rejected",
+        )
+    if counts.get("devices_updating", 0) >= min_devices:
+        rounds = counts.get("rounds_this_run", 0)
+        checks["rounds"] = (
+            rounds > 0,
+            f"{rounds} rounds, {counts.get('devices_adopted', 0)} devices adopted a global model",
+        )
+    return {name: {"ok": bool(ok), "detail": detail} for name, (ok, detail) in checks.items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
