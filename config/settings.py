@@ -26,7 +26,7 @@ from pydantic_settings import (
 )
 
 from flead.errors import BadConfiguration
-from flead.learner import LearnerConfig
+from flead.learner_config import LearnerConfig
 from flead.messages import ReadingLimits
 
 HERE = Path(__file__).parent
@@ -151,11 +151,6 @@ class Settings(BaseSettings):
     aggregation: AggregationSettings = AggregationSettings()
     reading: ReadingLimits = ReadingLimits()
     learner: LearnerConfig = LearnerConfig()
-
-    @model_validator(mode="after")
-    def _state_fits(self) -> Self:
-        self.learner.check_state_fits(self.reading.max_sensors)
-        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -31,8 +31,13 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+_SUMS = {"reassoc", "contract", "nsz"}
+
+
 def kernel(function: Function) -> Function:
     """Compile a function on arrays and numbers; dividing by zero gives inf or nan, as in NumPy.
+
+    Sums may be taken in another order, so that they use the processor's vectors; nothing else is relaxed.
 
     >>> @kernel
     ... def total(x):
@@ -43,17 +48,16 @@ def kernel(function: Function) -> Function:
     >>> total(np.array([1.0, 2.0]))
     3.0
     """
-    compiled: Function = numba.njit(error_model="numpy")(function)
-    return compiled
+    return cast("Function", numba.njit(error_model="numpy", fastmath=_SUMS)(function))
 
 
 def cached_kernel(function: Function) -> Function:
     """Like `kernel`, for what is called from offline work: the machine code is kept between processes."""
-    compiled: Function = numba.njit(error_model="numpy", cache=True)(function)
-    return compiled
+    return cast("Function", numba.njit(error_model="numpy", fastmath=_SUMS, cache=True)(function))
 
 
-_FLOATS, _INTEGERS = types.CPointer(types.float64), types.CPointer(types.int64)
+_pointer: Any = types.CPointer
+_FLOATS, _INTEGERS = _pointer(types.float64), _pointer(types.int64)
 _SIGNATURE = types.void(_INTEGERS, types.int64, _FLOATS, types.int64, _FLOATS, types.int64, _FLOATS, types.int64)
 _CALL = ctypes.PYFUNCTYPE(None, *(ctypes.c_void_p, ctypes.c_int64) * 4)
 
@@ -115,7 +119,7 @@ def _sources() -> str:
     return digest.hexdigest()[:20]
 
 
-class Locator(_CacheLocator):  # type: ignore[misc]
+class Locator(_CacheLocator):
     """Where machine code is kept: `$FLEAD_CACHE`, else the user's cache folder, under the hash of the sources."""
 
     def __init__(self, py_func: Any) -> None:
@@ -144,12 +148,13 @@ class Locator(_CacheLocator):  # type: ignore[misc]
             return None
         locator = cls(py_func)
         try:
-            locator.ensure_cache_path()
+            Path(locator.get_cache_path()).mkdir(parents=True, exist_ok=True)
         except OSError:
             return None  # Numba then tries its own places
         return locator
 
 
-numba.config.CACHE_LOCATOR_CLASSES = (
+_config: Any = numba.config
+_config.CACHE_LOCATOR_CLASSES = (
     "flead.compilation.Locator,UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator,IPythonCacheLocator"
 )

@@ -1,8 +1,7 @@
 """One device's learner: predicts, then scores, then learns on every reading; a few KB of state, for ever.
 
-The learner sees values normalised by the device's own running statistics, so that devices of different levels can
-share weights. The network predicts the change from one reading to the next; a sensor that gave no value counts as
-unchanged and teaches nothing. Nothing here knows an engine, a clock or a file.
+The arithmetic is in `flead.learning`, compiled; this class gives it names: of sensors, of kinds of anomaly, of
+cohorts. Nothing here knows an engine, a clock or a file.
 """
 
 from __future__ import annotations
@@ -11,101 +10,78 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from numpy.typing import NDArray
 
-from flead import network, scaling
+from flead import learning, network, state
 from flead.errors import BadConfiguration, BadModel
+from flead.features import INTERVAL, codes
+from flead.learner_config import Adoption, LearnerConfig
+from flead.learning import ALARM, DRIFTED, ERROR, JOINT, KIND, SAID, SENSOR, SURPRISE
 from flead.messages import cohort_of
 from flead.network import Architecture, Vector
+from flead.plugins import Detector, Forecaster, Spec, find_detector, find_forecaster
+from flead.scoring import KINDS
 
-STATE_LIMIT = 64 * 1024
-"""Bytes of encoded state that a device may take."""
+STATE_LIMIT = 1024 * 1024
+"""Bytes of encoded state that a device may take; one of four sensors takes about 30 KB."""
 
-
-VALUE_WINSOR = 4.0
-"""How far from its mean a value may pull the scaling, in standard deviations."""
-RESIDUAL_WINSOR = 20.0
-"""The same for residuals: wide, since their tails are heavy and a variance cut short would call them anomalies."""
-
-
-class Adoption(StrEnum):
-    """What a learner does with a new global model."""
-
-    REPLACE = "replace"
-    MIX = "mix"
-
-
-class LearnerConfig(BaseModel):
-    """The hyper-parameters of every learner."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((16, 8), description="widths of the hidden layers")
-    learning_rate: float = Field(0.01, gt=0, description="step of stochastic gradient descent")
-    memory: float = Field(2_880.0, ge=100, description="readings after which scaling forgets (2,880: a day of 30 s)")
-    update_every: int = Field(100, ge=1, description="samples between two updates of a device")
-    adoption: Adoption = Field(Adoption.MIX, description="what a device does with the global model")
-    mix: float = Field(0.5, gt=0, le=1, description="the global model's share when it is mixed in")
-    threshold: float = Field(0.99, gt=0, lt=1, description="scores from here on are anomalies")
-    warm_up: int = Field(60, ge=2, description="readings before a device's first score above zero")
-    forget_after: int = Field(1_000, ge=1, description="readings after which a sensor no longer named is dropped")
-    seed: int = Field(0, ge=0, description="of the starting weights")
-
-    def architecture(self, n_sensors: int) -> Architecture:
-        """The network of a cohort with `n_sensors` sensors."""
-        return Architecture(n_sensors, self.hidden_sizes, n_sensors)
-
-    def check_state_fits(self, max_sensors: int) -> None:
-        """Raise `BadConfiguration` where the state of a device with `max_sensors` sensors could pass 64 KB."""
-        size = 8 * _Layout(self.architecture(max_sensors)).size + max_sensors * (4 * 128 + 3) + 1_024
-        if size > STATE_LIMIT:
-            raise BadConfiguration(
-                f"a device with {max_sensors} sensors and hidden layers {list(self.hidden_sizes)} could need "
-                f"{size:,} bytes of state, the limit is {STATE_LIMIT:,}: "
-                "lower learner.hidden_sizes or reading.max_sensors"
-            )
+DRIFTS = 3
+"""Place of the count of drifts in the state's queue."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a learner says about one reading, in the sensors' own units.
 
-    `expected` was fixed before the reading came; `error` is the mean absolute residual in standard deviations of the
-    sensor (None before there was anything to compare); `sensor` is the one furthest off.
+    Attributes
+    ----------
+    expected: by sensor, fixed before the reading came; None before there was anything to expect
+    forecast: by sensor, of the next reading
+    horizon: by sensor, of the reading one horizon ahead
+    error: mean absolute residual in standard deviations of the sensors; None before they are known
+    score: 1 - p, where p is the chance of something this strange under the device's own behaviour
+    is_anomaly: whether it is stranger than the accepted false alarms allow
+    sensor, kind: which one is strangest, and how (`flead.scoring.KINDS`); None where nothing is strange
+    drift: whether the device's errors have risen for good
     """
 
     expected: dict[str, float] | None
     forecast: dict[str, float]
+    horizon: dict[str, float]
     error: float | None
     score: float
     is_anomaly: bool
     sensor: str | None
+    kind: str | None
+    drift: bool
 
 
-class _Layout:
-    """Where each array lies in a learner's one buffer of float64: the parameters, then one row per field."""
+@dataclass(frozen=True)
+class Outcomes:
+    """What a learner says about many readings, a row each; NaN where an `Outcome` has None or no value.
 
-    FIELDS = (
-        "mean",
-        "residual_mean",
-        "variance",
-        "residual_variance",
-        "count",
-        "residual_count",
-        "last",
-        "next",
-        "absent",
-    )
+    Attributes
+    ----------
+    expected, forecast, horizon: (m, n)
+    error, score, joint: (m,); `joint` is the score before repeated alarms are played down
+    is_anomaly, drift: (m,) bool
+    sensor, kind: (m,) int, -1 for none
+    """
 
-    def __init__(self, architecture: Architecture) -> None:
-        self.parameters = architecture.parameter_count
-        self.sensors = architecture.output_size
-        self.size = self.parameters + len(self.FIELDS) * self.sensors
+    expected: Vector
+    forecast: Vector
+    horizon: Vector
+    error: Vector
+    score: Vector
+    joint: Vector
+    is_anomaly: NDArray[np.bool_]
+    drift: NDArray[np.bool_]
+    sensor: NDArray[np.int64]
+    kind: NDArray[np.int64]
 
 
 class DeviceLearner:
@@ -114,169 +90,202 @@ class DeviceLearner:
     Parameters
     ----------
     sensors:
-        sorted names; the inputs and outputs of the network
+        sorted names; the order of every array
     config:
         hyper-parameters, the same for every device
 
     >>> learner = DeviceLearner(("temperature",), LearnerConfig())
-    >>> for value in (20.0, 20.5, 20.0):
-    ...     outcome = learner.process({"temperature": value})
-    >>> learner.samples_seen, round(outcome.expected["temperature"])
-    (3, 20)
+    >>> for second, value in enumerate((20.0, 20.5, 20.0)):
+    ...     outcome = learner.process(30.0 * second, {"temperature": value})
+    >>> learner.samples_seen, round(outcome.expected["temperature"], 1)
+    (3, 20.5)
     """
 
     __slots__ = (
-        "_buffer", "_counts", "_fresh", "_means", "_named", "_observed", "_rows", "_settled", "_spread", "_variances",
-        "_winsor", "_work", "architecture", "base_version", "cohort", "config", "samples_seen", "sensors",
-        "since_update", "theta",
+        "_absent", "_buffer", "_calls", "_detectors", "_forecaster", "_given", "_n_kept", "_said", "_sizes", "_state",
+        "architecture", "base_version", "cohort", "config", "samples_seen", "sensors", "since_update", "theta",
     )  # fmt: skip
 
     def __init__(self, sensors: tuple[str, ...], config: LearnerConfig) -> None:
         self._attach(sensors, config, None)
-        # Every device of a cohort starts from the same weights: averages of differently started networks mean little.
-        rng = np.random.default_rng([config.seed, zlib.crc32(self.cohort.encode())])
-        self.theta[:] = network.initial(self.architecture, rng)
-        self.samples_seen = 0
-        self.since_update = 0
-        self.base_version = 0
+        if self._forecaster is None:
+            # Every device of a cohort starts from the same weights: averages of other starts mean little.
+            rng = np.random.default_rng([config.seed, zlib.crc32(self.cohort.encode())])
+            self.theta[:] = network.initial(self.architecture, rng)
 
-    def _attach(self, sensors: tuple[str, ...], config: LearnerConfig, buffer: Vector | None) -> None:
-        """Lay the arrays over a buffer (a new one of zeros without it)."""
-        self.sensors, self.config = sensors, config
-        self.cohort = cohort_of(sensors)
-        self.architecture = config.architecture(len(sensors))
-        layout, n = _Layout(self.architecture), len(sensors)
-        self._buffer = np.zeros(layout.size) if buffer is None else buffer
-        self.theta = self._buffer[: layout.parameters]
-        self._work = network.Workspace(self.theta, self.architecture)
-        self._fresh = False  # whether the workspace holds the forward pass that made `next`
-        rows = self._buffer[layout.parameters :].reshape(len(layout.FIELDS), n)
-        self._rows = dict(zip(layout.FIELDS, rows, strict=True))
-        # Values and residuals are scaled by the same code, side by side in one array.
-        self._means, self._variances, self._counts = (rows[i : i + 2].reshape(2 * n) for i in (0, 2, 4))
-        self._observed = np.ones(2 * n)
-        self._derive()
+    def _attach(self, sensors: tuple[str, ...], config: LearnerConfig, kept: Vector | None) -> None:
+        """Lay the views over a buffer that begins with what was kept (zeros without it)."""
+        self.sensors, self.config, self.cohort = sensors, config, cohort_of(sensors)
+        n = len(sensors)
+        self._sizes = state.header(config, n)
+        self._n_kept, n_all = state.sizes_of(self._sizes)
+        self._buffer = np.zeros(n_all)
+        if kept is not None:
+            self._buffer[: self._n_kept] = kept
+        self._state = state.views.py_func(self._sizes, self._buffer)  # type: ignore[attr-defined]
+        state.settings_of(config, self._state.settings)
+        self._given, self._said = np.zeros(1 + n), np.zeros(SAID + 3 * n)
+        self._detectors: list[Detector] = [find_detector(name)(self.spec) for name in config.detectors]
+        self._forecaster: Forecaster | None = None
+        if config.forecaster == state.NETWORK:
+            self.theta, self.architecture = self._state.theta, state.architecture_of(config, n)
+        else:
+            self._use(find_forecaster(config.forecaster)(self.spec))
+        self._bind()
+        self._absent = [0] * n
+        self.samples_seen = self.since_update = self.base_version = 0
 
-    def _derive(self) -> None:
-        """Work out what follows from the buffer and is kept beside it only for speed."""
-        self._spread = scaling.spread(self._means, self._variances)
-        # What never varied yet says nothing about its scale: such statistics count as cold, however many came.
-        warm = (self._counts > scaling.WARM) & (self._variances > 0)
-        self._winsor = np.where(warm, np.repeat((VALUE_WINSOR, RESIDUAL_WINSOR), len(self.sensors)), np.inf)
-        self._settled = bool(warm.all())
-        self._named = self._by_name(self._rows["next"])
+    def _use(self, forecaster: Forecaster) -> None:
+        self._forecaster, self.theta = forecaster, forecaster.parameters
+        own = getattr(forecaster, "architecture", None)
+        # Parameters of another shape than a network's travel as one layer's.
+        self.architecture = own or Architecture(max(self.theta.size - 1, 1), (), 1)
 
-    def process(self, given: Mapping[str, float | None]) -> Outcome:
+    def _bind(self) -> None:
+        arrays = (self._sizes, self._buffer, self._given, self._said)
+        if self._forecaster is None and not self._detectors:
+            self._calls = (learning.RUN.bind(*arrays),)
+        else:
+            points = (learning.OBSERVE, learning.JUDGE, learning.TEACH, learning.COMMIT)
+            self._calls = tuple(point.bind(*arrays) for point in points)
+
+    @property
+    def spec(self) -> Spec:
+        """What plug-ins are made for."""
+        own, shared = codes(self.config.features)
+        return Spec(
+            self.sensors, len(own), len(shared), 2, self.config.hidden_sizes, self.config.learning_rate, self.config.seed
+        )
+
+    @property
+    def interval(self) -> float:
+        """The device's typical time between two readings, s; 0 before there were two."""
+        return float(self._state.past.clock[INTERVAL])
+
+    @property
+    def features(self) -> Vector:
+        """What the model was given last, (n_features,)."""
+        return self._state.features.copy()
+
+    @property
+    def recent_features(self) -> Vector:
+        """What the model was given lately, (m, n_features): the device's own window, to calibrate an export on."""
+        waiting = self._state.waiting
+        made = waiting[:, 0] != 0.0
+        rows: Vector = np.concatenate((waiting[made, 1 : 1 + self._state.features.size], self._state.features[None]))
+        return rows
+
+    @property
+    def drifts(self) -> int:
+        """How often the device's errors have risen for good."""
+        return int(self._state.queue[DRIFTS])
+
+    def process(self, time: float, given: Mapping[str, float | None]) -> Outcome:
         """Take one reading: predict, score and learn, in that order.
 
         Parameters
         ----------
+        time:
+            s since 1970-01-01 UTC
         given:
             values by sensor, finite or None; no sensor that this learner lacks (see `fitted`)
         """
-        n, row = len(self.sensors), self._rows
-        x, observed = self._read(given)
-        residual = x - row["next"]
-        expected = self._named if self.samples_seen else None
-        error, score, worst = self._score(residual, observed[n:])
-        self._learn(x, observed[n:])
-        scaling.update(
-            self._means, self._variances, self._counts, np.concatenate((x, residual)), observed,
-            memory=self.config.memory, limit=self._winsor * self._spread,
-        )  # fmt: skip
-        self._spread = scaling.spread(self._means, self._variances)
-        row["last"][:] = x
-        self._forecast()
-        if not self._settled:
-            self._derive()
+        row = self._given
+        row[0] = time
+        for i, name in enumerate(self.sensors):
+            value = given.get(name)
+            row[1 + i] = _NAN if value is None else value
+        if len(given) < len(self.sensors):
+            self._absent = [0 if name in given else n + 1 for name, n in zip(self.sensors, self._absent, strict=True)]
+        elif any(self._absent):
+            self._absent = [0] * len(self.sensors)
+        self._step()
+        return self._outcome(self._said.tolist())
+
+    def _step(self) -> None:
+        """Let the kernels take the row in `_given`; plug-ins speak and learn in between."""
         self.samples_seen += 1
         self.since_update += 1
+        if len(self._calls) == 1:
+            self._calls[0]()
+            return
+        observe, judge, teach, commit = self._calls
+        observe()
+        view = self._state
+        for i, detector in enumerate(self._detectors):
+            view.extra[i] = detector.score(view.features)
+        judge()
+        for detector in self._detectors:
+            detector.learn(view.features)
+        if self._forecaster is None:
+            teach()
+        else:
+            f, outputs = view.features.size, view.change.size
+            for example in view.examples[: int(view.n_examples[0])]:
+                self._forecaster.learn(example[:f], example[f : f + outputs], example[f + outputs :])
+            view.change[:] = self._forecaster.predict(view.features)
+        commit()
+
+    def process_frame(self, times: Vector, values: Vector) -> Outcomes:
+        """Take many readings at once: the same as one by one, in one call.
+
+        Parameters
+        ----------
+        times:
+            (m,), s, in order
+        values:
+            (m, n), NaN where there is none
+        """
+        m, n = values.shape
+        given = np.column_stack((times, values))
+        said = np.zeros((m, SAID + 3 * n))
+        if len(self._calls) == 1:
+            learning.RUN.bind(self._sizes, self._buffer, given.ravel(), said.ravel())()
+            self.samples_seen += m
+            self.since_update += m
+        else:
+            for i in range(m):
+                self._given[:] = given[i]
+                self._step()
+                said[i] = self._said
+        return Outcomes(
+            said[:, SAID : SAID + n], said[:, SAID + n : SAID + 2 * n], said[:, SAID + 2 * n :], said[:, ERROR],
+            1.0 - 10.0 ** -said[:, SURPRISE], 1.0 - 10.0 ** -said[:, JOINT], said[:, ALARM] > 0.0,
+            said[:, DRIFTED] > 0.0, said[:, SENSOR].astype(np.int64),
+            np.where(said[:, SENSOR] < 0, -1, said[:, KIND]).astype(np.int64),
+        )  # fmt: skip
+
+    def _outcome(self, said: list[float]) -> Outcome:
+        n, error, sensor = len(self.sensors), said[ERROR], int(said[SENSOR])
+        expected = self._by_name(said[SAID : SAID + n])
         return Outcome(
-            expected=expected,
-            forecast=self._named,
-            error=error,
-            score=score,
-            is_anomaly=score >= self.config.threshold,
-            sensor=None if error is None else self.sensors[worst],
+            expected=expected or None,
+            forecast=self._by_name(said[SAID + n : SAID + 2 * n]),
+            horizon=self._by_name(said[SAID + 2 * n :]),
+            error=error if error == error else None,  # not NaN
+            score=1.0 - 10.0 ** -said[SURPRISE],
+            is_anomaly=said[ALARM] > 0.0,
+            sensor=None if sensor < 0 else self.sensors[sensor],
+            kind=None if sensor < 0 else KINDS[int(said[KIND])],
+            drift=said[DRIFTED] > 0.0,
         )
 
-    def _read(self, given: Mapping[str, float | None]) -> tuple[Vector, Vector]:
-        """The values (n,), a missing one as the last known; and what was observed, values then residuals (2n,)."""
-        row, n = self._rows, len(self.sensors)
-        values = [given.get(name) for name in self.sensors]
-        if len(given) == n:
-            row["absent"][:] = 0.0
-        else:
-            row["absent"] += 1.0
-            row["absent"][[name in given for name in self.sensors]] = 0.0
-        if self._settled and None not in values:
-            return np.array(values), self._observed
-        x = np.array([np.nan if value is None else value for value in values])
-        seen = np.isfinite(x)
-        observed = np.concatenate((seen, seen & (row["count"] > 0))).astype(np.float64)
-        return np.where(seen, x, row["last"]), observed
-
-    def _score(self, residual: Vector, observed: Vector) -> tuple[float | None, float, int]:
-        """Compare a reading with what was expected of it: (error, score, index of the furthest sensor).
-
-        The score is 1 - 1 / z**2, Chebyshev's bound on the probability of a residual less than z standard deviations
-        from its mean: it holds for every distribution, so it means the same on every device. 0.99 is z = 10.
-        """
-        n, row = len(self.sensors), self._rows
-        total = float(observed.dot(observed))
-        if self.samples_seen < scaling.WARM or not total:
-            return None, 0.0, 0
-        scale = self._spread[:n]
-        error = float(np.minimum(np.abs(residual) / scale, scaling.CLIP).dot(observed)) / total
-        fineness = np.maximum(self._spread[n:], scaling.RELATIVE_FLOOR * scale)
-        z = np.abs(residual - row["residual_mean"]) / fineness * observed
-        worst = int(z.argmax())
-        distance = float(z[worst])
-        warm = row["residual_count"][worst] >= self.config.warm_up
-        return error, 1.0 - distance**-2 if warm and distance > 1.0 else 0.0, worst
-
-    def _learn(self, x: Vector, observed: Vector) -> None:
-        """One step of gradient descent on the change since the last reading; Huber's loss: no outlier owns a step."""
-        if not self._fresh:
-            self._work.forward(self._normalised(self._rows["last"]))
-        wrong = self._work.output - (self._normalised(x) - self._work.input)
-        slope = np.minimum(np.maximum(wrong, -1.0), 1.0) * observed
-        self.theta -= self.config.learning_rate * self._work.backward(slope)
-
-    def _forecast(self) -> None:
-        """Write the next reading's forecast, with the statistics and weights as they are now."""
-        last = self._rows["last"]
-        change = self._work.forward(self._normalised(last))
-        np.add(last, change * self._spread[: len(self.sensors)], out=self._rows["next"])
-        self._named = self._by_name(self._rows["next"])
-        self._fresh = True
-
-    def _normalised(self, x: Vector) -> Vector:
-        """In standard deviations from the mean, within +-CLIP."""
-        z = (x - self._rows["mean"]) / self._spread[: len(self.sensors)]
-        clipped: Vector = np.minimum(np.maximum(z, -scaling.CLIP), scaling.CLIP)
-        return clipped
-
-    def _by_name(self, values: Vector) -> dict[str, float]:
+    def _by_name(self, values: list[float]) -> dict[str, float]:
         """Values by sensor name; a sensor never seen is left out."""
-        named = dict(zip(self.sensors, values.tolist(), strict=True))
-        if not self._settled:
-            known = self._rows["count"] > 0
-            named = {name: named[name] for name, is_known in zip(self.sensors, known, strict=True) if is_known}
-        return named
+        return {name: value for name, value in zip(self.sensors, values, strict=True) if value == value}  # not NaN
 
     def fitted(self, given: Mapping[str, float | None], max_sensors: int) -> DeviceLearner:
         """This learner, or, where the device's sensors have changed, its successor in another cohort.
 
         A sensor that is new joins at once; one that was not named for `forget_after` readings leaves, and so do those
         longest absent where there would be more than `max_sensors`. The successor keeps the training counter and each
-        remaining sensor's statistics; its network starts anew, and what the old one had learned since its last update
-        is not sent.
+        remaining sensor's past; its model and scores start anew, and what the old one had learned since its last
+        update is not sent.
         """
         if len(given) == len(self.sensors) and all(name in given for name in self.sensors):
             return self
         unknown = given.keys() - self.sensors
-        ages = dict(zip(self.sensors, self._rows["absent"].tolist(), strict=True))
+        ages = dict(zip(self.sensors, self._absent, strict=True))
         staying = [name for name in self.sensors if name in given or ages[name] < self.config.forget_after]
         staying.sort(key=lambda name: (name not in given, ages[name]))
         staying = staying[: max_sensors - len(unknown)]
@@ -285,9 +294,13 @@ class DeviceLearner:
         successor = DeviceLearner(tuple(sorted({*staying} | unknown)), self.config)
         kept = [name for name in successor.sensors if name in self.sensors]
         here, there = [self.sensors.index(n) for n in kept], [successor.sensors.index(n) for n in kept]
-        for field in _Layout.FIELDS:
-            successor._rows[field][there] = self._rows[field][here]
-        successor._derive()
+        for old, new in zip(self._state.past, successor._state.past, strict=True):
+            if old is self._state.past.clock:
+                new[:] = old
+            else:
+                new[..., there] = old[..., here]
+        for i, j in zip(here, there, strict=True):
+            successor._absent[j] = self._absent[i]
         successor.samples_seen = self.samples_seen
         return successor
 
@@ -308,7 +321,6 @@ class DeviceLearner:
         else:
             self.theta += self.config.mix * (theta - self.theta)
         self.base_version = version
-        self._fresh = False
         return True
 
     def take_update(self, device_id: str, timestamp: str) -> dict[str, Any] | None:
@@ -319,7 +331,7 @@ class DeviceLearner:
         timestamp:
             of the reading, ISO 8601
         """
-        if self.since_update < self.config.update_every:
+        if self.since_update < self.config.update_every or not self.theta.size:
             return None
         update = {
             "device_id": device_id,
@@ -331,41 +343,81 @@ class DeviceLearner:
                 "sensors": self.sensors,
                 "samples_seen": self.samples_seen,
                 "base_version": self.base_version,
+                "drifts": self.drifts,
             },
         }
         self.since_update = 0
         return update
 
     def to_bytes(self) -> bytes:
-        """The whole state: a version, the names and counters as JSON, and one buffer of little-endian float64."""
-        header = orjson.dumps([self.sensors, self.samples_seen, self.since_update, self.base_version])
-        return _HEAD.pack(_STATE_VERSION, len(header)) + header + self._buffer.tobytes()
+        """The whole state: a version, names and counters as JSON, plug-ins' bytes, and the buffer, little-endian."""
+        plugins = [part.to_bytes() for part in self._plugins()]
+        counters = [self.samples_seen, self.since_update, self.base_version, self._absent]
+        header = orjson.dumps([self.sensors, *counters, list(map(len, plugins))])
+        kept = memoryview(self._buffer)[: self._n_kept]
+        return b"".join((_HEAD.pack(_STATE_VERSION, len(header)), header, *plugins, kept))
+
+    def _plugins(self) -> list[Forecaster | Detector]:
+        return [*([self._forecaster] if self._forecaster is not None else []), *self._detectors]
 
     @classmethod
-    def from_bytes(cls, state: bytes, config: LearnerConfig) -> DeviceLearner:
+    def from_bytes(cls, raw: bytes, config: LearnerConfig) -> DeviceLearner:
         """Continue from `to_bytes`.
 
-        State of another layout version is refused with `BadModel`. Where `config.hidden_sizes` has changed since, the
-        network starts anew and everything else is kept.
+        State of another layout version is refused with `BadModel`. Where the configuration has changed the layout
+        since, the learner starts anew and keeps its training counter.
         """
-        version, length = _HEAD.unpack_from(state)
+        version, length = _HEAD.unpack_from(raw)
         if version != _STATE_VERSION:
             raise BadModel(f"a device's state has layout {version}, this code reads {_STATE_VERSION}")
-        body = _HEAD.size + length
-        sensors, samples_seen, since_update, base_version = orjson.loads(state[_HEAD.size : body])
-        buffer = np.frombuffer(state, dtype="<f8", offset=body)
+        at = _HEAD.size + length
+        sensors, samples_seen, since_update, base_version, absent, lengths = orjson.loads(raw[_HEAD.size : at])
+        sensors, kept = tuple(sensors), np.frombuffer(raw, dtype="<f8", offset=at + sum(lengths))
+        names = ([] if config.forecaster == state.NETWORK else [config.forecaster]) + list(config.detectors)
         learner = cls.__new__(cls)
-        if buffer.size == _Layout(config.architecture(len(sensors))).size:
-            learner._attach(tuple(sensors), config, buffer.copy())
-            learner.base_version = base_version
-        else:
-            learner = cls(tuple(sensors), config)
-            kept = len(_Layout.FIELDS) * len(sensors)
-            learner._buffer[-kept:] = buffer[-kept:]
-            learner._derive()
+        if kept.size != state.sizes_of(state.header(config, len(sensors)))[0] or len(names) != len(lengths):
+            learner = cls(sensors, config)
+            learner.samples_seen = samples_seen
+            return learner
+        learner._attach(sensors, config, kept)
+        for i, size in enumerate(lengths):
+            blob, at = raw[at : at + size], at + size
+            if i == 0 and learner._forecaster is not None:
+                learner._use(type(learner._forecaster).from_bytes(blob, learner.spec))
+            else:
+                j = i - (learner._forecaster is not None)
+                learner._detectors[j] = type(learner._detectors[j]).from_bytes(blob, learner.spec)
         learner.samples_seen, learner.since_update = samples_seen, since_update
+        learner.base_version, learner._absent = base_version, absent
         return learner
 
 
-_STATE_VERSION = 1
+def check(config: LearnerConfig, max_sensors: int) -> None:
+    """Refuse what no learner could be made of, before anything starts.
+
+    Raises
+    ------
+    BadConfiguration
+        for unknown features or plug-ins, or where a device with `max_sensors` sensors would pass the limit of state
+    """
+    codes(config.features)
+    if config.forecaster != state.NETWORK:
+        find_forecaster(config.forecaster)
+    if len(config.detectors) > MOST_DETECTORS:
+        raise BadConfiguration(f"learner.detectors names {len(config.detectors)}, at most {MOST_DETECTORS} may speak")
+    for name in config.detectors:
+        find_detector(name)
+    size = 8 * state.sizes_of(state.header(config, max_sensors))[0] + max_sensors * (4 * 128 + 8) + 1_024
+    if size > STATE_LIMIT:
+        raise BadConfiguration(
+            f"a device with {max_sensors} sensors, hidden layers {list(config.hidden_sizes)} and "
+            f"{len(config.features)} features could need {size:,} bytes of state, the limit is {STATE_LIMIT:,}: "
+            "lower learner.hidden_sizes, learner.features or reading.max_sensors"
+        )
+
+
+MOST_DETECTORS = 4
+_NAN = float("nan")
+_STATE_VERSION = 2
 _HEAD = struct.Struct("<II")
+

@@ -182,6 +182,7 @@ class ArchitectureMessage(BaseModel):
     input_size: int = Field(gt=0, le=100_000)
     hidden_sizes: list[Annotated[int, Field(gt=0, le=100_000)]] = Field(max_length=64)
     output_size: int = Field(gt=0, le=100_000)
+    skip: bool = Field(False, description="whether the last layer also sees the inputs, behind the hidden values")
 
 
 class WeightsMessage(BaseModel):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import sqrt, tanh
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flead.compilation import Floats, Integers, kernel
 from flead.errors import BadModel
 from flead.messages import ArchitectureMessage, WeightsMessage
 
@@ -21,15 +23,18 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a network.
+    """The sizes of a network; with `skip` the last layer sees the inputs beside the last hidden layer.
 
     >>> Architecture(4, (16, 8), 4).parameter_count
     252
+    >>> Architecture(4, (16, 8), 4, skip=True).shapes
+    ((4, 16), (16, 8), (12, 4))
     """
 
     input_size: int
     hidden_sizes: tuple[int, ...]
     output_size: int
+    skip: bool = False
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -37,25 +42,34 @@ class Architecture:
         return (self.input_size, *self.hidden_sizes, self.output_size)
 
     @cached_property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Every weight matrix's inputs and outputs."""
+        pairs = list(zip(self.sizes, self.sizes[1:], strict=False))
+        if self.skip and self.hidden_sizes:
+            pairs[-1] = (pairs[-1][0] + self.input_size, self.output_size)
+        return tuple(pairs)
+
+    @cached_property
     def parameter_count(self) -> int:
         """How many weights and biases there are."""
-        return sum((n_in + 1) * n_out for n_in, n_out in zip(self.sizes, self.sizes[1:], strict=False))
+        return sum((n_in + 1) * n_out for n_in, n_out in self.shapes)
 
     @classmethod
     def from_message(cls, message: ArchitectureMessage) -> Architecture:
         """Read the sizes as they travel."""
-        return cls(message.input_size, tuple(message.hidden_sizes), message.output_size)
+        return cls(message.input_size, tuple(message.hidden_sizes), message.output_size, message.skip)
 
     def as_dict(self) -> dict[str, Any]:
         """The sizes as they travel."""
-        return {
+        sizes: dict[str, Any] = {
             "input_size": self.input_size,
             "hidden_sizes": list(self.hidden_sizes),
             "output_size": self.output_size,
         }
+        return sizes | {"skip": True} if self.skip else sizes
 
     def __str__(self) -> str:
-        return "-".join(map(str, self.sizes))
+        return "-".join(map(str, self.sizes)) + ("+skip" if self.skip else "")
 
 
 def layers(theta: Vector, architecture: Architecture) -> list[Vector]:
@@ -74,7 +88,7 @@ def layers(theta: Vector, architecture: Architecture) -> list[Vector]:
     [(3, 3), (4, 1)]
     """
     views, start = [], 0
-    for n_in, n_out in zip(architecture.sizes, architecture.sizes[1:], strict=False):
+    for n_in, n_out in architecture.shapes:
         end = start + (n_in + 1) * n_out
         views.append(theta[start:end].reshape(n_in + 1, n_out))
         start = end
@@ -82,74 +96,170 @@ def layers(theta: Vector, architecture: Architecture) -> list[Vector]:
 
 
 def initial(architecture: Architecture, rng: np.random.Generator) -> Vector:
-    """Starting parameters, (parameter_count,): Glorot-uniform weights, zero biases, and a last layer near zero.
+    """Starting parameters, (parameter_count,): Glorot-uniform weights, zero biases, and a last layer of zeros.
 
-    With a last layer near zero the network starts by predicting no change, which is the forecast to beat.
+    With a last layer of zeros the network starts by predicting no change, which is the forecast to beat.
 
     Source: Glorot and Bengio, 2010, "Understanding the difficulty of training deep feedforward neural networks".
     """
     theta = np.zeros(architecture.parameter_count)
     views = layers(theta, architecture)
-    for layer in views:
+    for layer in views[:-1]:
         n_in, n_out = layer.shape[0] - 1, layer.shape[1]
         limit = np.sqrt(6.0 / (n_in + n_out))
         layer[:-1] = rng.uniform(-limit, limit, (n_in, n_out))
-    views[-1] *= 0.1
     return theta
 
 
-class Workspace:
-    """Room for one forward and backward pass, made once: the passes then allocate next to nothing.
+def forward(theta: Vector, architecture: Architecture, x: Vector) -> Vector:
+    """The network's outputs for many inputs, (m, input_size) to (m, output_size): tanh layers and a linear one.
+
+    >>> forward(np.array([2.0, 1.0]), Architecture(1, (), 1), np.array([[3.0], [4.0]]))
+    array([[7.],
+           [9.]])
+    """
+    views, h = layers(theta, architecture), x
+    for layer in views[:-1]:
+        h = np.tanh(h @ layer[:-1] + layer[-1])
+    if architecture.skip and architecture.hidden_sizes:
+        h = np.concatenate((h, x), axis=-1)
+    last: Vector = h @ views[-1][:-1] + views[-1][-1]
+    return last
+
+
+@kernel
+def activate(theta: Floats, sizes: Integers, skip: bool, work: Floats) -> int:  # noqa: FBT001
+    """One forward pass in place.
 
     Parameters
     ----------
-    theta:
-        (parameter_count,); not copied, so that a pass always uses its present values
+    sizes:
+        every layer's width, inputs first
+    work:
+        (sum of sizes,): the inputs come in its first places, each layer's values are written behind them
 
-    >>> work = Workspace(np.array([2.0, 1.0]), Architecture(1, (), 1))
-    >>> work.forward(np.array([3.0]))
-    array([7.])
-    >>> work.backward(np.array([1.0]))
-    array([3., 1.])
+    Returns
+    -------
+    where the outputs begin
     """
+    at, weight, last = 0, 0, sizes.size - 1
+    for depth in range(1, sizes.size):
+        n_in, n_out = sizes[depth - 1], sizes[depth]
+        out = at + n_in
+        n_also = sizes[0] if skip and depth == last and depth > 1 else 0
+        bias = weight + (n_in + n_also) * n_out
+        for j in range(n_out):
+            work[out + j] = theta[bias + j]
+        for i in range(n_in + n_also):
+            x = work[at + i] if i < n_in else work[i - n_in]
+            if x != 0.0:
+                for j in range(n_out):
+                    work[out + j] += x * theta[weight + j]
+            weight += n_out
+        if depth < last:
+            for j in range(n_out):
+                work[out + j] = tanh(work[out + j])
+        at, weight = out, bias + n_out
+    return at
 
-    __slots__ = ("_backward", "_forward", "_gradient", "_last", "_with_bias", "input", "output")
 
-    def __init__(self, theta: Vector, architecture: Architecture) -> None:
-        views = layers(theta, architecture)
-        self._gradient = np.empty(architecture.parameter_count)
-        self._with_bias = [np.ones(size + 1) for size in architecture.sizes[:-1]]  # a layer's inputs, then 1
-        inputs = [values[:-1] for values in self._with_bias]
-        self.input = inputs[0]
-        self.output = np.empty(architecture.output_size)
-        # Every view is made once: at these sizes making one costs as much as the arithmetic.
-        self._forward = list(zip(self._with_bias, views, inputs[1:], strict=False))
-        columns = [values[:, None] for values in self._with_bias]
-        weights = [view[:-1] for view in views]
-        gradients = layers(self._gradient, architecture)
-        self._backward = list(zip(columns, gradients, weights, inputs, strict=True))[::-1]
-        self._last = views[-1]
+@kernel
+def descend(
+    theta: Floats, sizes: Integers, skip: bool, work: Floats, slopes: Floats, moments: Floats, optimiser: int,  # noqa: FBT001
+    rate: float, longest: float,
+) -> None:  # fmt: skip
+    """One step down the gradient of the loss, for the last forward pass.
 
-    def forward(self, x: Vector) -> Vector:
-        """The network's output for one input: (input_size,) to (output_size,); overwritten by the next pass."""
-        self.input[:] = x
-        for values, layer, activation in self._forward:
-            np.tanh(values.dot(layer), activation)
-        return self._with_bias[-1].dot(self._last, self.output)
+    Parameters
+    ----------
+    work:
+        (sum of sizes,): what `activate` left
+    slopes:
+        (sum of sizes,): in its last places the derivatives of the loss by the outputs; the others are overwritten
+    moments:
+        what the optimiser remembers: nothing, (P,) for momentum, (2 P + 1,) for Adam
+    optimiser:
+        SGD, MOMENTUM or ADAM
+    longest:
+        gradients are cut to this Euclidean length (Pascanu et al., 2013)
 
-    def backward(self, slope: Vector) -> Vector:
-        """The gradient of the loss for the last forward pass, (parameter_count,); overwritten by the next pass.
+    The gradient is never stored: each layer's is the outer product of its inputs and its slopes, and so is its norm.
+    """
+    last = sizes.size - 1
+    at, weight, square = 0, theta.size, 0.0
+    for depth in range(last):
+        at += sizes[depth]
+    for depth in range(last, 0, -1):
+        n_in, n_out = sizes[depth - 1], sizes[depth]
+        n_also = sizes[0] if skip and depth == last and depth > 1 else 0
+        weight -= (n_in + n_also + 1) * n_out
+        below = at - n_in
+        x2, d2 = 1.0, 0.0
+        for j in range(n_out):
+            d2 += slopes[at + j] * slopes[at + j]
+        for i in range(n_in):
+            x = work[below + i]
+            x2 += x * x
+            if depth > 1:
+                s = 0.0
+                for j in range(n_out):
+                    s += theta[weight + i * n_out + j] * slopes[at + j]
+                slopes[below + i] = s * (1.0 - x * x)
+        for i in range(n_also):
+            x2 += work[i] * work[i]
+        square += x2 * d2
+        at = below
+    norm = sqrt(square)
+    if norm == 0.0:
+        return
+    scale = longest / norm if norm > longest else 1.0
+    if optimiser == ADAM:
+        moments[moments.size - 1] += 1.0
+        count = moments[moments.size - 1]
+        rate *= sqrt(1.0 - ADAM_BETA2**count) / (1.0 - ADAM_BETA1**count)
+    at = weight = 0
+    for depth in range(1, sizes.size):
+        n_in, n_out = sizes[depth - 1], sizes[depth]
+        n_also = sizes[0] if skip and depth == last and depth > 1 else 0
+        out = at + n_in
+        for i in range(n_in + n_also + 1):
+            x = work[at + i] if i < n_in else (work[i - n_in] if i < n_in + n_also else 1.0)
+            _update(theta, moments, weight, slopes[out : out + n_out], scale * x, optimiser, rate)
+            weight += n_out
+        at = out
 
-        Parameters
-        ----------
-        slope:
-            (output_size,), the derivative of the loss by the network's output
-        """
-        for column, gradient, weights, inputs in self._backward:
-            np.multiply(column, slope, gradient)
-            if inputs is not self.input:
-                slope = weights.dot(slope) * (1.0 - inputs * inputs)
-        return self._gradient
+
+@kernel
+def _update(
+    theta: Floats, moments: Floats, at: int, slopes: Floats, x: float, optimiser: int, rate: float
+) -> None:  # fmt: skip
+    """Step the weights that lead from one value to every value of the next layer."""
+    if optimiser == SGD:
+        if x != 0.0:
+            for j in range(slopes.size):
+                theta[at + j] -= rate * x * slopes[j]
+    elif optimiser == MOMENTUM:
+        for j in range(slopes.size):
+            moments[at + j] = MOMENTUM_BETA * moments[at + j] + x * slopes[j]
+            theta[at + j] -= rate * moments[at + j]
+    else:
+        second = theta.size + at
+        for j in range(slopes.size):
+            g = x * slopes[j]
+            moments[at + j] += (1.0 - ADAM_BETA1) * (g - moments[at + j])
+            moments[second + j] += (1.0 - ADAM_BETA2) * (g * g - moments[second + j])
+            theta[at + j] -= rate * moments[at + j] / (sqrt(moments[second + j]) + 1e-8)
+
+
+SGD, MOMENTUM, ADAM = 0, 1, 2
+MOMENTUM_BETA = 0.9
+ADAM_BETA1, ADAM_BETA2 = 0.9, 0.999
+"""Kingma and Ba, 2015, "Adam: a method for stochastic optimization"."""
+
+
+def moments_size(optimiser: int, parameter_count: int) -> int:
+    """How many numbers an optimiser remembers."""
+    return {SGD: 0, MOMENTUM: parameter_count, ADAM: 2 * parameter_count + 1}[optimiser]
 
 
 def to_message(theta: Vector, architecture: Architecture) -> dict[str, Any]:
@@ -176,7 +286,7 @@ def from_message(message: WeightsMessage) -> tuple[Vector, Architecture]:
     array([1. , 2. , 0.5])
     """
     architecture = Architecture.from_message(message.architecture)
-    shapes = list(zip(architecture.sizes, architecture.sizes[1:], strict=False))
+    shapes = architecture.shapes
     if not len(message.weights) == len(message.biases) == len(shapes):
         raise BadModel(
             f"architecture {architecture} has {len(shapes)} layers, "

@@ -22,7 +22,7 @@ RECORD = Types.ROW_NAMED(["k", "v"], [BYTES, BYTES])
 """A Kafka record to write: key and value."""
 INCOMING = Types.ROW([Types.STRING(), BYTES])
 """A reading on its way to its learner: the device, and the rest as JSON in one field, since each field costs a copy
-between Java and Python: [timestamp, sensors, partition, offset, time of production (ms)]."""
+between Java and Python: [timestamp, the same in s since 1970, sensors, partition, offset, time of production (ms)]."""
 
 DEAD_LETTERS = OutputTag("dead-letters", RECORD)
 LOCAL_UPDATES = OutputTag("local-updates", RECORD)
@@ -53,7 +53,8 @@ class ParseReadings(ProcessFunction):  # type: ignore[misc]
         except BadReading as bad:
             yield DEAD_LETTERS, Row(key, _dead_letter(bad, Source(self._topic, partition, offset), raw, now))
         else:
-            rest = [reading.timestamp, reading.sensors, partition, offset, produced_ms]
+            time = reading.timestamp.timestamp()
+            rest = [reading.timestamp, time, reading.sensors, partition, offset, produced_ms]
             yield Row(reading.device_id, orjson.dumps(rest))
 
 
@@ -72,12 +73,12 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
     def process_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Any]:
         """Take one reading: yield its prediction, and what follows from it."""
         device, rest = value
-        timestamp, sensors, partition, offset, produced_ms = orjson.loads(rest)
+        timestamp, time, sensors, partition, offset, produced_ms = orjson.loads(rest)
         learner = self._learner(device, sensors)
         model = self._global_model(learner.cohort, ctx)
         if model is not None and model[1] > learner.base_version:
             learner.adopt(*model)
-        outcome = learner.process(sensors)
+        outcome = learner.process(time, sensors)
         update = learner.take_update(device, timestamp)
         self._state.update(learner.to_bytes())
         key = device.encode()
@@ -90,10 +91,14 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
             "observed": sensors,
             "expected": outcome.expected,
             "forecast": outcome.forecast,
+            "horizon_s": learner.config.horizon_s,
+            "horizon": outcome.horizon,
             "error": outcome.error,
             "anomaly_score": outcome.score,
             "is_anomaly": outcome.is_anomaly,
             "sensor": outcome.sensor,
+            "kind": outcome.kind,
+            "drift": outcome.drift,
             "source": {"partition": partition, "offset": offset},
             "produced_ms": produced_ms,
         }
@@ -153,9 +158,9 @@ def _read_model(raw: bytes) -> tuple[str, network.Vector, int]:
 def _alert(said: dict[str, Any]) -> bytes:
     """An alert from what was said of a reading: which sensor, what was expected, what came."""
     sensor = said["sensor"]
-    alert = {name: said[name] for name in ("device_id", "timestamp", "cohort", "anomaly_score", "sensor")}
-    alert |= {"kind": "residual", "observed": said["observed"].get(sensor), "expected": said["expected"].get(sensor)}
-    return orjson.dumps(alert)
+    alert = {name: said[name] for name in ("device_id", "timestamp", "cohort", "anomaly_score", "sensor", "kind")}
+    expected = said["expected"] or {}
+    return orjson.dumps(alert | {"observed": said["observed"].get(sensor), "expected": expected.get(sensor)})
 
 
 def _dead_letter(bad: BadInput, source: Source, raw: bytes | None, now: datetime) -> bytes:

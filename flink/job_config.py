@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flead.learner import LearnerConfig
+from flead.learner_config import LearnerConfig
 from flead.messages import ReadingLimits
 
 JOB_NAME = "flead-learner"

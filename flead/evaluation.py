@@ -1,0 +1,327 @@
+"""Offline federation over recorded days: how good forecasts are, by method, horizon, sensor and device.
+
+The features, the scaling, the network and the averaging are those of the stream (`flead.learning`); only the network's
+steps are taken in batches. A device's own scaling goes on through the test day, as it does on a stream; weights stay
+as they were trained, except in the method `streamed`, which is the stream's learner itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flead import learning, metrics, network, state
+from flead.errors import BadDataset
+from flead.learner import DeviceLearner
+from flead.learner_config import Adoption, LearnerConfig
+from flead.learning import LARGEST_STEP, LARGEST_SWING
+from flead.messages import cohort_of
+from flead.network import Architecture, Vector
+from flead.training import Examples, Federation, federate, train
+
+METHODS = ("persistence", "seasonal", "local", "federated", "personalised", "streamed", "centralised")
+"""`persistence`: no change. `seasonal`: the change of the day before at the same time. `local`: a network of the
+device's own. `federated`: the global model. `personalised`: the global model, fine-tuned on the device. `streamed`: the
+stream's learner, given the global model, learning on. `centralised`: one network on everybody's data."""
+COLD_METHODS = ("persistence", "local", "federated")
+
+DAY, HOUR = 86_400.0, 3_600.0
+LONGEST_NEXT_S = 300.0
+"""A reading that comes later than this is no next reading, s."""
+TOLERANCE = 0.1
+"""How far from the horizon a reading may lie, as a share of it."""
+HEAVIEST = 4.0
+FEWEST = 200
+"""Examples that a device needs to be trained."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One device's readings in time order: (m,) times (s) and (m, n) values, NaN where there is none."""
+
+    device: str
+    times: Vector
+    values: Vector
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the models are trained."""
+
+    federation: Federation = field(default_factory=Federation)
+    personal_epochs: int = 3
+    personal_rate: float = 0.001
+    local_epochs: int = 6
+    local_rate: float = 0.002
+    central_epochs: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a device on the test day, and what is known to answer it.
+
+    Attributes
+    ----------
+    features: (m, n_features) after each reading
+    changes: (m, 2 n) what came: the change to the next reading, and to the horizon; NaN where nothing came in time
+    seasonal: (m, 2 n) the same of the day before; 0 where there is none
+    scales: (m, 2 n) the units of a model's outputs
+    """
+
+    features: Vector
+    changes: Vector
+    seasonal: Vector
+    scales: Vector
+
+    def __getitem__(self, rows: NDArray[np.bool_] | slice) -> Task:
+        return Task(self.features[rows], self.changes[rows], self.seasonal[rows], self.scales[rows])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome: errors by method, as `errors[method][device]`, (m, 2 n) each, and those of a cold start."""
+
+    sensors: tuple[str, ...]
+    horizon_s: float
+    devices: tuple[str, ...]
+    errors: Mapping[str, list[Vector]]
+    cold: Mapping[str, list[Vector]]
+    rounds: list[float]
+    """Mean skill of the global model after each round, on the test day."""
+    theta: Vector
+    architecture: Architecture
+
+    @property
+    def horizons(self) -> tuple[str, str]:
+        """How the horizons are called.
+
+        >>> Evaluation((), 600.0, (), {}, {}, [], np.zeros(0), Architecture(1, (), 1)).horizons
+        ('next', '10min')
+        """
+        return "next", f"{self.horizon_s / 60:g}min"
+
+    def as_dict(self, seed: int = 0) -> dict[str, Any]:
+        """As it is written to JSON: RMSE, skill, confidence intervals, and both by device."""
+        rng = np.random.default_rng(seed)
+        rmse: dict[str, Any] = {}
+        skill: dict[str, Any] = {}
+        interval: dict[str, Any] = {}
+        by_device: dict[str, Any] = {name: {} for name in self.devices}
+        cold: dict[str, Any] = {}
+        for h, horizon in enumerate(self.horizons):
+            for s, sensor in enumerate(self.sensors):
+                column = h * len(self.sensors) + s
+                base = [e[:, column] for e in self.errors["persistence"]]
+                for method, errors in self.errors.items():
+                    own = [e[:, column] for e in errors]
+                    _put(rmse, (horizon, sensor, method), metrics.rmse(np.concatenate(own)))
+                    _put(skill, (horizon, sensor, method), metrics.skill(np.concatenate(own), np.concatenate(base)))
+                    bounds = metrics.skill_interval(own, base, rng)
+                    _put(interval, (horizon, sensor, method), [bounds.low, bounds.high])
+                    for name, mine, reference in zip(self.devices, own, base, strict=True):
+                        _put(by_device[name], (horizon, sensor, method), metrics.skill(mine, reference))
+                cold_base = np.concatenate([e[:, column] for e in self.cold["persistence"]])
+                for method, errors in self.cold.items():
+                    own = [e[:, column] for e in errors]
+                    _put(cold, (horizon, sensor, method), metrics.skill(np.concatenate(own), cold_base))
+        return {
+            "sensors": list(self.sensors),
+            "devices": list(self.devices),
+            "rmse": rmse,
+            "skill": skill | {"cold_start": cold},
+            "mean_skill": {**_means(skill), "cold_start": _means(cold)},
+            "skill_interval_95": interval,
+            "skill_by_device": by_device,
+            "skill_by_round": self.rounds,
+            "architecture": self.architecture.as_dict(),
+        }
+
+
+def _put(into: dict[str, Any], path: Sequence[str], value: float | list[float]) -> None:
+    for key in path[:-1]:
+        into = into.setdefault(key, {})
+    into[path[-1]] = value
+
+
+def _means(skill: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The mean over sensors, by horizon and method."""
+    return {
+        horizon: {
+            method: float(np.mean([by_method[method] for by_method in sensors.values()]))
+            for method in next(iter(sensors.values()))
+        }
+        for horizon, sensors in skill.items()
+    }
+
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and how much of it is done, 0 to 1."""
+
+
+def evaluate(
+    train_days: Sequence[Series], test_days: Sequence[Series], sensors: tuple[str, ...], config: LearnerConfig, plan: Plan,
+    on_progress: Progress = lambda _what, _share: None,
+) -> Evaluation:  # fmt: skip
+    """Train every method on some days and test it on others.
+
+    Parameters
+    ----------
+    train_days, test_days:
+        the same devices' readings; the test days come later
+
+    Raises
+    ------
+    BadDataset
+        where no device has readings on both sides
+    """
+    before = {series.device: series for series in train_days}
+    after = {series.device: series for series in test_days if len(series.times)}
+    devices = tuple(name for name in before if name in after)
+    if not devices:
+        raise BadDataset("no device has readings in both files: give days of the same fleet")
+    architecture = state.architecture_of(config, len(sensors))
+    rng = np.random.default_rng([config.seed, plan.seed])
+    start = network.initial(architecture, rng)
+    known, tasks, cold_known, cold_tasks = [], [], [], []
+    for i, name in enumerate(devices):
+        on_progress("reading the past", i / len(devices))
+        old, new = before[name], after[name]
+        warm = _task(_joined(old, new), config)
+        split = len(old.times)
+        known.append(_examples(_task(old, config), config))
+        tasks.append(warm[slice(split, None)])
+        fresh, hour = _task(new, config), new.times < new.times[0] + HOUR
+        cold_known.append(_examples(fresh[hour], config))
+        cold_tasks.append(fresh[~hour])
+
+    rounds: list[float] = []
+
+    def after_round(number: int, theta: Vector) -> None:
+        on_progress("federating", number / plan.federation.rounds)
+        rounds.append(_mean_skill([_errors(theta, architecture, task) for task in tasks], tasks))
+
+    theta = federate(start, architecture, known, rng, plan.federation, after_round)
+    everything = Examples.together(known)
+    central = start
+    for epoch in range(plan.central_epochs):
+        on_progress("centralised", epoch / plan.central_epochs)
+        share = plan.central_epochs - epoch
+        rate = plan.local_rate * share / plan.central_epochs
+        central = train(central, architecture, everything, rng, epochs=1, rate=rate, batch=128)
+    errors: dict[str, list[Vector]] = {method: [] for method in METHODS}
+    cold: dict[str, list[Vector]] = {method: [] for method in COLD_METHODS}
+    for i, (name, task) in enumerate(zip(devices, tasks, strict=True)):
+        on_progress("fitting devices", i / len(devices))
+        own, personal = start, theta
+        if len(known[i]) >= FEWEST:
+            own = train(
+                start, architecture, known[i], rng, epochs=plan.local_epochs, rate=plan.local_rate, average=0.01,
+                cosine=True,
+            )  # fmt: skip
+            personal = train(
+                theta, architecture, known[i], rng, epochs=plan.personal_epochs, rate=plan.personal_rate, average=0.01,
+                cosine=True,
+            )  # fmt: skip
+        errors["persistence"].append(-task.changes)
+        errors["seasonal"].append(task.seasonal - task.changes)
+        errors["streamed"].append(_streamed(before[name], after[name], theta, config, sensors) - task.changes)
+        for method, weights in (("local", own), ("federated", theta), ("personalised", personal), ("centralised", central)):
+            errors[method].append(_errors(weights, architecture, task))
+        hour = cold_known[i]
+        beginner = train(start, architecture, hour, rng, epochs=10, rate=plan.personal_rate, batch=16) if len(hour) else start
+        cold["persistence"].append(-cold_tasks[i].changes)
+        cold["local"].append(_errors(beginner, architecture, cold_tasks[i]))
+        cold["federated"].append(_errors(theta, architecture, cold_tasks[i]))
+    on_progress("done", 1.0)
+    return Evaluation(sensors, config.horizon_s, devices, errors, cold, rounds, theta, architecture)
+
+
+def _joined(old: Series, new: Series) -> Series:
+    return Series(old.device, np.concatenate((old.times, new.times)), np.concatenate((old.values, new.values)))
+
+
+def _task(series: Series, config: LearnerConfig) -> Task:
+    """Follow a device through its readings, and look up what came of each."""
+    m, n = series.values.shape
+    sizes = state.header(config, n)
+    buffer = np.zeros(state.sizes_of(sizes)[1])
+    state.settings_of(config, buffer[state.sizes_of(sizes)[0] :])
+    features, scales = np.zeros((m, sizes[state.FEATURES])), np.zeros((m, 2 * n))
+    learning.follow(sizes, buffer, np.column_stack((series.times, series.values)), features, scales)
+    changes = np.full((m, 2 * n), np.nan)
+    if m > 1:
+        near = np.diff(series.times) <= LONGEST_NEXT_S
+        changes[:-1, :n][near] = np.diff(series.values, axis=0)[near]
+    changes[:, n:] = _value_at(series, series.times + config.horizon_s, TOLERANCE * config.horizon_s) - series.values
+    return Task(features, changes, _day_before(series, changes), scales)
+
+
+def _value_at(series: Series, times: Vector, tolerance: float) -> Vector:
+    """The values nearest to these times, (m, n); NaN where none is within the tolerance, s."""
+    after = np.clip(np.searchsorted(series.times, times), 1, max(len(series.times) - 1, 1))
+    after = np.minimum(after, len(series.times) - 1)
+    earlier = np.abs(series.times[after - 1] - times) <= np.abs(series.times[after] - times)
+    nearest = np.where(earlier, np.maximum(after - 1, 0), after)
+    values = series.values[nearest].copy()
+    values[np.abs(series.times[nearest] - times) > tolerance] = np.nan
+    return values
+
+
+def _day_before(series: Series, changes: Vector) -> Vector:
+    """What came of the reading nearest to one day earlier; 0 where there is none within a minute."""
+    past = _value_at(replace(series, values=changes), series.times - DAY, 60.0)
+    return np.nan_to_num(past, nan=0.0)
+
+
+def _examples(task: Task, config: LearnerConfig) -> Examples:
+    """What a model is taught: changes in its units, without outliers' pull."""
+    del config
+    if not len(task.features):
+        return Examples(task.features, task.changes, task.changes)
+    n = task.changes.shape[1] // 2
+    largest = np.repeat((LARGEST_STEP, LARGEST_SWING), n)
+    targets = np.clip(task.changes / task.scales, -largest, largest)
+    weights = np.isfinite(targets).astype(np.float64)
+    # Early rows have a tiny scale and so huge targets: they count by what their scale has become.
+    weights[:, n:] *= np.minimum((task.scales[:, n:] / task.scales[-1, n:]) ** 2, HEAVIEST)
+    return Examples(task.features, np.nan_to_num(targets), weights)
+
+
+def _errors(theta: Vector, architecture: Architecture, task: Task) -> Vector:
+    """Forecast less truth, in the sensors' units, (m, 2 n)."""
+    n = task.changes.shape[1] // 2
+    largest = np.repeat((LARGEST_STEP, LARGEST_SWING), n)
+    forecast = np.clip(network.forward(theta, architecture, task.features), -largest, largest) * task.scales
+    wrong: Vector = forecast - task.changes
+    return wrong
+
+
+def _streamed(old: Series, new: Series, theta: Vector, config: LearnerConfig, sensors: tuple[str, ...]) -> Vector:
+    """The changes that the stream's learner forecasts on the test day, (m, 2 n)."""
+    learner = DeviceLearner(sensors, config.model_copy(update={"adoption": Adoption.REPLACE}))
+    learner.process_frame(old.times, old.values)
+    learner.adopt(theta, 1)
+    said = learner.process_frame(new.times, new.values)
+    return np.concatenate((said.forecast - new.values, said.horizon - new.values), axis=1)
+
+
+def _mean_skill(errors: list[Vector], tasks: list[Task]) -> float:
+    together, base = np.concatenate(errors), np.concatenate([task.changes for task in tasks])
+    return float(np.mean([metrics.skill(together[:, j], base[:, j]) for j in range(base.shape[1])]))
+
+
+def cohort_frames(frames: Sequence[Any]) -> tuple[tuple[str, ...], list[Series]]:
+    """The largest cohort among frames of devices: its sensors and its series.
+
+    Devices of other sensors share no model with it, and are left out.
+    """
+    cohorts: dict[str, list[Any]] = {}
+    for frame in frames:
+        cohorts.setdefault(cohort_of(frame.sensors), []).append(frame)
+    largest = max(cohorts.values(), key=len)
+    return largest[0].sensors, [Series(frame.device, frame.times, frame.values) for frame in largest]

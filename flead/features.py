@@ -1,0 +1,307 @@
+"""Features: what a model is given about a device's past, from one declared list, in constant time and memory.
+
+Everything is relative: values are given as distances from the last one, in units of the device's own typical change,
+so that devices of different levels can share weights. Time is counted in the device's own typical interval between
+readings, so that gaps count as what they are. A sensor that gives no value keeps its last one and ages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, log, log1p, pi, sin, sqrt
+from typing import NamedTuple
+
+from flead.compilation import Floats, Integers, kernel
+from flead.errors import BadConfiguration
+
+LAGS = 6
+"""How many earlier values `lags` gives: chosen by `benchmarks/learning`, see docs/learning.md."""
+HALF_LIVES = (1.5, 4.0, 20.0, 80.0)
+"""Of the exponentially weighted means, in typical intervals."""
+FAST_MEANS = 2
+"""The first so many are close to the last value, and scaled by one step's change like the lags."""
+BINS = 48
+"""Of the profile of a day: half an hour each."""
+
+_WINDOW = ("mean", "sd", "min", "max", "slope", "energy")
+PER_SENSOR = (
+    *(f"lag_{i}" for i in range(1, 9)),
+    *(f"mean_{half_life:g}" for half_life in HALF_LIVES),
+    *(f"{name}_{length}" for length in (10, 100) for name in _WINDOW),
+    "level",
+    "profile",
+    "horizon_ago",
+    "age",
+)
+"""Every feature that a sensor has.
+
+`lag_i`: the value i readings ago. `mean_h`: the mean with half-life h. `mean_10` and so on: over the last 10 or 100
+values, `slope` per reading, `energy` the mean square of the changes. `level`: the distance from the long mean.
+`profile`: what the value usually does within the horizon at this time of day. `horizon_ago`: the value one horizon
+ago. `age`: the time since the sensor gave a value."""
+SHARED = ("gap", "day_sin_1", "day_cos_1", "day_sin_2", "day_cos_2", "week_sin", "week_cos")
+"""Every feature that all sensors share: the time since the last reading, the time of day and of the week."""
+
+CLIP = 15.0
+"""Largest absolute value of a feature."""
+
+_MEANS, _SHORT, _LONG = 8, 8 + len(HALF_LIVES), 8 + len(HALF_LIVES) + len(_WINDOW)
+_LEVEL = _LONG + len(_WINDOW)
+
+
+def codes(names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """What the kernel calls these features: those of each sensor, and the shared ones.
+
+    Raises
+    ------
+    BadConfiguration
+        for an unknown name, listing the known ones
+
+    >>> codes(("lag_1", "level", "gap"))
+    ([0, 24], [0])
+    """
+    unknown = [name for name in names if name not in PER_SENSOR + SHARED]
+    if unknown:
+        raise BadConfiguration(
+            f"learner.features knows no {', '.join(unknown)}; it knows {', '.join(PER_SENSOR + SHARED)}"
+        )
+    return [PER_SENSOR.index(n) for n in names if n in PER_SENSOR], [SHARED.index(n) for n in names if n in SHARED]
+
+
+RING = 100
+"""Values kept of each sensor where a feature over 100 is asked for; 10 otherwise."""
+
+
+def ring_length(names: Sequence[str]) -> int:
+    """How many values of each sensor have to be kept for these features."""
+    return RING if any(name.endswith("_100") for name in names) else 10
+
+
+class Past(NamedTuple):
+    """What is kept of the past, for n sensors. `clock` holds numbers of the whole device (see `Clock`).
+
+    Attributes
+    ----------
+    clock: (8,)
+    mean, variance: (n,) the long mean of the values and their variance about it
+    count: (n,) values so far
+    last: (n,) the last value
+    age: (n,) typical intervals since it came, 0 where the last reading gave one
+    step: (n,) mean square of the change from one value to the next
+    swing: (n,) mean square of the distance from the mean with half-life 20
+    means: (len(HALF_LIVES), n) exponentially weighted means
+    ring: (length, n) the last values, at position count % length
+    profile, profile_count: (BINS, n) what the value usually does within the horizon, by time of day
+    """
+
+    clock: Floats
+    mean: Floats
+    variance: Floats
+    count: Floats
+    last: Floats
+    age: Floats
+    step: Floats
+    swing: Floats
+    means: Floats
+    ring: Floats
+    profile: Floats
+    profile_count: Floats
+
+
+READINGS, LAST_TIME, INTERVAL, GAP = 0, 1, 2, 3
+"""Places in the clock: readings so far, the time of the last (s), the typical interval (s), the last gap in it."""
+CLOCK_SIZE = 8
+
+
+@kernel
+def tick(clock: Floats, time: float) -> None:
+    """Take a reading's time: the gap since the last, and the running median of gaps.
+
+    The median follows by a small factor up or down (stochastic approximation), quickly at first.
+    """
+    gap = time - clock[LAST_TIME]
+    if clock[READINGS] == 0.0 or gap < 0.0:
+        gap = 0.0
+    if gap > 0.0:
+        if clock[INTERVAL] == 0.0:
+            clock[INTERVAL] = gap
+        else:
+            rate = max(0.5 / (1.0 + clock[READINGS]), 0.005)
+            clock[INTERVAL] *= 1.0 + rate if gap > clock[INTERVAL] else 1.0 / (1.0 + rate)
+    clock[GAP] = min(gap / clock[INTERVAL], 1e4) if clock[INTERVAL] > 0.0 else 0.0
+    clock[LAST_TIME] = max(time, clock[LAST_TIME]) if clock[READINGS] > 0.0 else time
+    clock[READINGS] += 1.0
+
+
+@kernel
+def step_scale(past: Past, s: int) -> float:
+    """One sensor's typical change from one value to the next, never zero."""
+    return max(sqrt(past.step[s]), FINEST * abs(past.mean[s]) + 1e-9)
+
+
+@kernel
+def swing_scale(past: Past, s: int) -> float:
+    """One sensor's typical distance from its recent mean, never below its typical change."""
+    return max(sqrt(past.swing[s]), step_scale(past, s))
+
+
+@kernel
+def take(past: Past, s: int, x: float, memory: float) -> None:
+    """Take a value of one sensor into its past; NaN where it gave none.
+
+    Variances take a value for no more than `WINSOR` standard deviations once `WARM` have come.
+    """
+    gap = past.clock[GAP]
+    if not x == x:  # NaN
+        past.age[s] += gap
+        return
+    length = past.ring.shape[0]
+    if past.count[s] == 0.0:
+        past.mean[s] = past.last[s] = x
+        for k in range(past.means.shape[0]):
+            past.means[k, s] = x
+        for i in range(length):
+            past.ring[i, s] = x
+    past.count[s] += 1.0
+    count = past.count[s]
+    rate = max(1.0 / count, 1.0 / memory)
+    off = x - past.mean[s]
+    change = x - past.last[s]
+    step = change * change
+    if count > WARM:
+        limit = WINSOR * sqrt(past.variance[s])
+        if limit > 0.0:
+            off = min(max(off, -limit), limit)
+        if past.step[s] > 0.0:
+            step = min(step, WINSOR * WINSOR * past.step[s])
+    past.mean[s] += rate * off
+    past.variance[s] += rate * (off * (off - rate * off) - past.variance[s])
+    if count > 1.0:
+        past.step[s] += max(1.0 / (count - 1.0), 1.0 / memory) * (step - past.step[s])
+    units = max(gap + past.age[s], 1.0)
+    for k in range(past.means.shape[0]):
+        past.means[k, s] += (1.0 - 0.5 ** (units / HALF_LIVES[k])) * (x - past.means[k, s])
+    off = x - past.means[2, s]
+    swing = off * off
+    if count > WARM and past.swing[s] > 0.0:
+        swing = min(swing, WINSOR * WINSOR * past.swing[s])
+    past.swing[s] += rate * (swing - past.swing[s])
+    past.age[s] = 0.0
+    past.last[s] = x
+    past.ring[int(count) % length, s] = x
+
+
+WARM = 20.0
+"""Values after which running statistics count as warm."""
+WINSOR = 5.0
+FINEST = 1e-6
+"""Smallest change, as a share of the level."""
+
+
+@kernel
+def take_swing_of_day(past: Past, s: int, bin_: int, change: float) -> None:
+    """Learn what a sensor does within the horizon from this time of day on."""
+    limit = WINSOR * swing_scale(past, s)
+    past.profile_count[bin_, s] += 1.0
+    rate = max(1.0 / past.profile_count[bin_, s], 0.01)
+    past.profile[bin_, s] += rate * (min(max(change, -limit), limit) - past.profile[bin_, s])
+
+
+@kernel
+def bin_of_day(time: float) -> int:
+    """Which bin of the day a time (s) falls in."""
+    return int((time % 86_400.0) / 86_400.0 * BINS) % BINS
+
+
+@kernel
+def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integers, into: Floats) -> None:
+    """Write the features after the last reading.
+
+    Parameters
+    ----------
+    time:
+        of the last reading, s
+    ago:
+        (n,) the values one horizon ago, NaN where there are none
+    own, shared:
+        what `codes` gave
+    into:
+        (n * own.size + shared.size,) each sensor's features in their order, then the shared ones
+    """
+    at = 0
+    for s in range(past.last.size):
+        if past.count[s] == 0.0:
+            into[at : at + own.size] = 0.0
+            at += own.size
+            continue
+        for k in range(own.size):
+            value = _of_sensor(past, s, own[k], time, ago[s])
+            into[at] = min(max(value, -CLIP), CLIP)
+            at += 1
+    day = 2.0 * pi * (time % 86_400.0) / 86_400.0
+    week = 2.0 * pi * ((time / 86_400.0 + 3.0) % 7.0) / 7.0  # 1970-01-01 was a Thursday
+    for k in range(shared.size):
+        code = shared[k]
+        if code == 0:
+            value = log1p(min(past.clock[GAP], 100.0)) - log(2.0)
+        elif code == 5 or code == 6:
+            value = sin(week) if code == 5 else cos(week)
+        else:
+            turns = 1.0 if code < 3 else 2.0
+            value = sin(turns * day) if code % 2 == 1 else cos(turns * day)
+        into[at] = value
+        at += 1
+
+
+@kernel
+def _of_sensor(past: Past, s: int, code: int, time: float, ago: float) -> float:
+    """One feature of one sensor."""
+    x, length, count = past.last[s], past.ring.shape[0], int(past.count[s])
+    if code < _MEANS:
+        return (past.ring[(count - code - 1) % length, s] - x) / step_scale(past, s)
+    if code < _SHORT:
+        k = code - _MEANS
+        scale = step_scale(past, s) if k < FAST_MEANS else swing_scale(past, s)
+        return (past.means[k, s] - x) / scale
+    if code < _LEVEL:
+        window = 10 if code < _LONG else 100
+        return _of_window(past, s, (code - _SHORT) % len(_WINDOW), window)
+    if code == _LEVEL:
+        return (x - past.mean[s]) / max(sqrt(past.variance[s]), swing_scale(past, s))
+    if code == _LEVEL + 1:
+        b = bin_of_day(time)
+        total = 2.0 * past.profile[b, s] + past.profile[(b + 1) % BINS, s] + past.profile[b - 1, s]
+        return 0.25 * total / swing_scale(past, s)
+    if code == _LEVEL + 2:
+        return (ago - x) / swing_scale(past, s) if ago == ago else 0.0  # NaN
+    return log1p(past.age[s])
+
+
+@kernel
+def _of_window(past: Past, s: int, what: int, window: int) -> float:
+    """A statistic over the last values, relative to the last one."""
+    x, length, count = past.last[s], past.ring.shape[0], int(past.count[s])
+    m = min(window, length, count)
+    total = square = slope = energy = 0.0
+    low = high = x
+    before = past.ring[count % length, s]
+    for i in range(m):
+        value = past.ring[(count - i) % length, s]
+        off = value - x
+        total += off
+        square += off * off
+        slope += off * (0.5 * (m - 1) - i)
+        energy += (value - before) * (value - before)
+        low, high, before = min(low, value), max(high, value), value
+    scale = step_scale(past, s)
+    if what == 0:
+        return total / m / swing_scale(past, s)
+    if what == 1:
+        return sqrt(max(square / m - (total / m) ** 2, 0.0)) / swing_scale(past, s)
+    if what == 2:
+        return (low - x) / scale
+    if what == 3:
+        return (high - x) / scale
+    if what == 4:
+        return slope * 12.0 / max(m * (m * m - 1.0), 1.0) / scale
+    return sqrt(energy / max(m - 1, 1)) / scale

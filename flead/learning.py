@@ -1,0 +1,330 @@
+"""What a learner does with a reading, in machine code: observe, judge, learn, predict, commit - in that order.
+
+Every number that a reading is judged by was fixed before it came. A forecast of the next reading and one of the
+horizon are made at once, and taught at once, when the horizon has come: until then the forecast waits in a ring.
+"""
+
+from __future__ import annotations
+
+from math import log10, sqrt
+
+import numpy as np
+from numba import carray
+
+from flead import scoring
+from flead.compilation import EntryPoint, Floats, Integers, cached_kernel, kernel
+from flead.drift import adwin, page_hinkley
+from flead.features import (
+    GAP,
+    INTERVAL,
+    LAST_TIME,
+    READINGS,
+    WARM,
+    bin_of_day,
+    extract,
+    step_scale,
+    swing_scale,
+    take,
+    take_swing_of_day,
+    tick,
+)
+from flead.network import activate, descend
+from flead.state import (
+    ALARMS_PER_DAY,
+    COMMON,
+    DECAY,
+    DRIFT,
+    FEATURES,
+    FIRST_LAYER,
+    HORIZON,
+    LAYERS,
+    LONGEST,
+    MEMORY,
+    OPTIMISER,
+    OWN,
+    RATE,
+    SENSORS,
+    SKIP,
+    WAITING,
+    State,
+    views,
+)
+
+ERROR, SURPRISE, SENSOR, KIND, JOINT, DRIFTED, ALARM = range(7)
+"""Places in a row of what is said of a reading; behind `SAID` come the expected values, the next forecast, the
+forecast of the horizon, (n,) each."""
+SAID = 8
+
+LARGEST_STEP, LARGEST_SWING = 20.0, 8.0
+"""Targets and forecasts beyond are cut: in typical changes, and in typical swings for the horizon."""
+HUBER = 5.0
+"""Errors beyond it pull no harder (Huber, 1964)."""
+LARGEST_ERROR = 8.0
+LONGEST_GAP = 10.0
+"""Typical intervals after which the next reading is no longer the next."""
+LARGEST_SURPRISE = 15.9
+DAY = 86_400.0
+
+
+@kernel
+def observe(state: State, sizes: Integers, time: float, x: Floats, said: Floats) -> None:
+    """Compare a reading with what was expected, collect what it teaches, and take it into the past."""
+    past, n = state.past, sizes[SENSORS]
+    before = past.clock[LAST_TIME]
+    tick(past.clock, time)
+    gap = past.clock[GAP]
+    total, known = 0.0, 0
+    for s in range(n):
+        state.x[s] = x[s]
+        state.residual[s] = said[SAID + s] = np.nan
+        if past.count[s] > 0.0:
+            scale = step_scale(past, s)
+            expected = past.last[s] + state.change[s] * scale
+            said[SAID + s] = expected
+            off = x[s] - expected
+            if off == off:  # not NaN
+                state.residual[s] = off / scale
+                if past.count[s] > WARM:
+                    total += min(abs(off) / max(sqrt(past.variance[s]), swing_scale(past, s)), LARGEST_ERROR)
+                    known += 1
+    said[ERROR] = total / known if known else np.nan
+    _collect(state, sizes, before, time, gap)
+    ago = state.slopes[:n]
+    _horizon_ago(state, time, ago)
+    for s in range(n):
+        take(past, s, x[s], state.settings[MEMORY])
+    codes = FIRST_LAYER + sizes[LAYERS]
+    own = sizes[codes : codes + sizes[OWN]]
+    shared = sizes[codes + sizes[OWN] : codes + sizes[OWN] + sizes[COMMON]]
+    extract(past, time, ago, own, shared, state.features)
+
+
+@kernel
+def _collect(state: State, sizes: Integers, before: float, time: float, gap: float) -> None:
+    """Write down what this reading teaches: of the last forecast, and of those whose horizon has come."""
+    past, n, f = state.past, sizes[SENSORS], sizes[FEATURES]
+    x, horizon, interval = state.x, state.settings[HORIZON], past.clock[INTERVAL]
+    state.n_examples[0] = 0.0
+    if past.clock[READINGS] == 1.0:
+        return
+    count = int(state.queue[1])
+    newest = (int(state.queue[0]) + count - 1) % WAITING
+    if count > 0 and state.waiting[newest, 0] == before:
+        for s in range(n):
+            state.waiting[newest, 1 + f + n + s] = x[s] if gap <= LONGEST_GAP else np.nan
+    elif gap <= LONGEST_GAP:
+        example = _new_example(state, state.features)
+        for s in range(n):
+            _aim(example, f, n, s, (x[s] - past.last[s]) / step_scale(past, s), LARGEST_STEP)
+    while state.queue[1] > 0.0:
+        row = state.waiting[int(state.queue[0])]
+        passed = time - row[0]
+        if passed < horizon - 0.5 * interval:
+            break
+        in_time = passed <= 1.1 * horizon + 0.5 * interval
+        state.queue[0] = (state.queue[0] + 1.0) % WAITING
+        state.queue[1] -= 1.0
+        teaches = state.n_examples[0] < state.examples.shape[0]
+        if teaches:
+            example = _new_example(state, row[1 : 1 + f])
+        for s in range(n):
+            then = row[1 + f + s]
+            swing = x[s] - then
+            if teaches and past.count[s] > 1.0:
+                _aim(example, f, n, s, (row[1 + f + n + s] - then) / step_scale(past, s), LARGEST_STEP)
+                if in_time:
+                    _aim(example, f, n, n + s, swing / swing_scale(past, s), LARGEST_SWING)
+            if in_time and swing == swing:  # not NaN
+                take_swing_of_day(past, s, bin_of_day(row[0]), swing)
+
+
+@kernel
+def _new_example(state: State, given: Floats) -> Floats:
+    """An example with these features and no target yet."""
+    example = state.examples[int(state.n_examples[0])]
+    state.n_examples[0] += 1.0
+    for i in range(given.size):
+        example[i] = given[i]
+    for i in range(given.size, example.size):
+        example[i] = 0.0
+    return example
+
+
+@kernel
+def _aim(example: Floats, f: int, n: int, output: int, target: float, largest: float) -> None:
+    """Set one output's target; NaN is none."""
+    if target == target:  # not NaN
+        example[f + output] = min(max(target, -largest), largest)
+        example[f + 2 * n + output] = 1.0
+
+
+@kernel
+def _horizon_ago(state: State, time: float, ago: Floats) -> None:
+    """The values about one horizon ago, (n,); NaN where nothing is remembered from then.
+
+    The ring's slot before the first waiting still holds the forecast that was taken off last.
+    """
+    f, horizon = state.features.size, state.settings[HORIZON]
+    first = int(state.queue[0])
+    row = state.waiting[first - 1]
+    if not (row[0] > 0.0 and abs(time - row[0] - horizon) <= 0.2 * horizon):
+        row = state.waiting[first]
+        if state.queue[1] == 0.0 or abs(time - row[0] - horizon) > 0.2 * horizon:
+            ago[:] = np.nan
+            return
+    for s in range(ago.size):
+        ago[s] = row[1 + f + s]
+
+
+@kernel
+def judge(state: State, sizes: Integers, time: float, said: Floats) -> None:
+    """Score the reading, watch the errors for drift, and decide whether it is an alarm."""
+    past = state.past
+    scores = scoring.views(sizes[SENSORS], state.scores, state.scratch)
+    scoring.score(scores, time, past.clock[GAP], state.x, state.residual, state.extra, state.verdict)
+    surprise = min(max(state.verdict[0], 0.0), LARGEST_SURPRISE)
+    said[SURPRISE] = surprise
+    said[SENSOR], said[KIND], said[JOINT] = state.verdict[1], state.verdict[2], state.verdict[3]
+    said[DRIFTED] = 0.0
+    if said[ERROR] == said[ERROR] and sizes[DRIFT] < 2:  # not NaN
+        change = adwin(state.drift, said[ERROR]) if sizes[DRIFT] == 0 else page_hinkley(state.drift, said[ERROR])
+        if change > 0.0:  # errors have risen: learn as quickly as at the start
+            said[DRIFTED] = 1.0
+            state.queue[2] = 0.0
+            state.queue[3] += 1.0
+    # The chance of an alarm on an ordinary reading: as many a day as are accepted, over the readings of a day.
+    accepted = min(state.settings[ALARMS_PER_DAY] * max(past.clock[INTERVAL], 1e-9) / DAY, 0.1)
+    said[ALARM] = 1.0 if surprise >= -log10(accepted) and surprise > 0.0 else 0.0
+
+
+@kernel
+def learn(state: State, sizes: Integers) -> None:
+    """Teach the network this reading's examples, a step each."""
+    f, n, first = sizes[FEATURES], sizes[SENSORS], FIRST_LAYER
+    widths = sizes[first : first + sizes[LAYERS]]
+    for e in range(int(state.n_examples[0])):
+        example = state.examples[e]
+        for i in range(f):
+            state.work[i] = example[i]
+        out = activate(state.theta, widths, sizes[SKIP] == 1, state.work)
+        for j in range(2 * n):
+            wrong = state.work[out + j] - example[f + j]
+            state.slopes[out + j] = min(max(wrong, -HUBER), HUBER) * example[f + 2 * n + j]
+        rate = state.settings[RATE] / (1.0 + state.queue[2] / state.settings[DECAY])
+        descend(
+            state.theta, widths, sizes[SKIP] == 1, state.work, state.slopes, state.moments, sizes[OPTIMISER], rate,
+            state.settings[LONGEST],
+        )  # fmt: skip
+        state.queue[2] += 1.0
+
+
+@kernel
+def predict(state: State, sizes: Integers) -> None:
+    """Let the network predict what comes, from the present features."""
+    widths = sizes[FIRST_LAYER : FIRST_LAYER + sizes[LAYERS]]
+    for i in range(sizes[FEATURES]):
+        state.work[i] = state.features[i]
+    out = activate(state.theta, widths, sizes[SKIP] == 1, state.work)
+    for j in range(2 * sizes[SENSORS]):
+        state.change[j] = state.work[out + j]
+
+
+@kernel
+def commit(state: State, sizes: Integers, time: float, said: Floats) -> None:
+    """Say the forecasts in the sensors' units, and let them wait for their horizon."""
+    past, n, f = state.past, sizes[SENSORS], sizes[FEATURES]
+    for s in range(n):
+        state.change[s] = _bounded(state.change[s], LARGEST_STEP)
+        state.change[n + s] = _bounded(state.change[n + s], LARGEST_SWING)
+        known = past.count[s] > 0.0
+        said[SAID + n + s] = past.last[s] + state.change[s] * step_scale(past, s) if known else np.nan
+        said[SAID + 2 * n + s] = past.last[s] + state.change[n + s] * swing_scale(past, s) if known else np.nan
+    first, count = int(state.queue[0]), int(state.queue[1])
+    newest = (first + count - 1) % WAITING
+    spacing = state.settings[HORIZON] / (WAITING - 2)
+    if count == WAITING or (count > 0 and time - state.waiting[newest, 0] < spacing):
+        return
+    row = state.waiting[(first + count) % WAITING]
+    state.queue[1] += 1.0
+    row[0] = time
+    for i in range(f):
+        row[1 + i] = state.features[i]
+    for s in range(n):
+        row[1 + f + s] = past.last[s] if state.x[s] == state.x[s] else np.nan  # not NaN
+        row[1 + f + n + s] = np.nan
+
+
+@kernel
+def _bounded(value: float, largest: float) -> float:
+    """Within +-largest; what is no number is no change."""
+    return min(max(value, -largest), largest) if value == value else 0.0
+
+
+def _run(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_said):  # type: ignore[no-untyped-def]
+    """Everything, for rows of (time, values), with the network: rows of what is said of them."""
+    sizes, state = carray(sizes_at, (n_sizes,)), views(carray(sizes_at, (n_sizes,)), carray(buffer_at, (n_buffer,)))
+    n = sizes[SENSORS]
+    rows = n_given // (1 + n)
+    given = carray(given_at, (rows, 1 + n))
+    said = carray(said_at, (rows, SAID + 3 * n))
+    for i in range(rows):
+        time = given[i, 0]
+        observe(state, sizes, time, given[i, 1:], said[i])
+        judge(state, sizes, time, said[i])
+        learn(state, sizes)
+        predict(state, sizes)
+        commit(state, sizes, time, said[i])
+
+
+def _observe(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_said):  # type: ignore[no-untyped-def]
+    """For one row: what comes before a plug-in detector speaks."""
+    sizes, given = carray(sizes_at, (n_sizes,)), carray(given_at, (n_given,))
+    state = views(sizes, carray(buffer_at, (n_buffer,)))
+    observe(state, sizes, given[0], given[1:], carray(said_at, (n_said,)))
+
+
+def _judge(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_said):  # type: ignore[no-untyped-def]
+    """For one row: the verdict, plug-in detectors' word included."""
+    sizes, given = carray(sizes_at, (n_sizes,)), carray(given_at, (n_given,))
+    state = views(sizes, carray(buffer_at, (n_buffer,)))
+    judge(state, sizes, given[0], carray(said_at, (n_said,)))
+
+
+def _teach(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_said):  # type: ignore[no-untyped-def]
+    """For one row: what the network does, learning and predicting."""
+    sizes = carray(sizes_at, (n_sizes,))
+    state = views(sizes, carray(buffer_at, (n_buffer,)))
+    learn(state, sizes)
+    predict(state, sizes)
+
+
+def _commit(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_said):  # type: ignore[no-untyped-def]
+    """For one row: what comes after a plug-in forecaster has predicted."""
+    sizes, given = carray(sizes_at, (n_sizes,)), carray(given_at, (n_given,))
+    state = views(sizes, carray(buffer_at, (n_buffer,)))
+    commit(state, sizes, given[0], carray(said_at, (n_said,)))
+
+
+RUN, OBSERVE, JUDGE, TEACH, COMMIT = (EntryPoint(f) for f in (_run, _observe, _judge, _teach, _commit))
+
+
+@cached_kernel
+def follow(sizes: Integers, buffer: Floats, given: Floats, features: Floats, scales: Floats) -> None:
+    """Only observe: the features after each reading, for offline work. Changes the state as `RUN` would.
+
+    Parameters
+    ----------
+    given:
+        (m, 1 + n) times (s) and values
+    features, scales:
+        (m, n_features) and (m, 2 n), written: what a model is given, and the units of its outputs
+    """
+    state = views(sizes, buffer)
+    said = np.zeros(SAID + 3 * sizes[SENSORS])
+    for i in range(given.shape[0]):
+        observe(state, sizes, given[i, 0], given[i, 1:], said)
+        commit(state, sizes, given[i, 0], said)
+        features[i] = state.features
+        for s in range(sizes[SENSORS]):
+            scales[i, s] = step_scale(state.past, s)
+            scales[i, sizes[SENSORS] + s] = swing_scale(state.past, s)

@@ -1,0 +1,191 @@
+"""Where everything that a learner knows lies: one flat buffer of float64, and the views into it.
+
+One buffer makes a state that is written in one piece, copied in one piece, and handed to machine code as one pointer.
+`SIZES` is the header that says how it is cut; a view is a slice that costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from flead import drift, features, network, scoring
+from flead.compilation import Floats, Integers, kernel
+from flead.features import BINS, CLOCK_SIZE, HALF_LIVES, Past
+from flead.learner_config import Drift, LearnerConfig, Optimiser
+from flead.network import Architecture
+
+SENSORS, FEATURES, PARAMETERS, MOMENTS, RING, OPTIMISER, DRIFT, EXTRA, SKIP = range(9)
+SCORES, SCRATCH, LAYERS, OWN, COMMON, FIRST_LAYER = range(9, 15)
+"""Places in the header: counts of sensors, features, parameters and so on; then the layers' widths, then the codes of
+the features of each sensor (`OWN` many) and of the shared ones (`COMMON` many)."""
+
+WAITING = 24
+"""Forecasts that wait for their horizon; where readings come faster, some are not followed up."""
+
+RATE, DECAY, LONGEST, MEMORY, HORIZON, ALARMS_PER_DAY = range(6)
+"""Places in the settings."""
+SETTINGS_SIZE = 8
+
+
+class State(NamedTuple):
+    """The views, for n sensors, F features and P parameters.
+
+    Attributes
+    ----------
+    past: what the features are made of
+    theta, moments: (P,) and what the optimiser remembers
+    features: (F,) after the last reading
+    change: (2 n,) what is predicted of the next reading and of the horizon, in the scales of `features`
+    waiting: (WAITING, 1 + F + 2 n) forecasts in a ring: when made (s), features, values then, next values
+    queue: (4,) place of the first waiting, how many wait, steps taken since the last drift, drifts
+    scores: what the scores are made of, see `scoring.views`
+    drift: ADWIN's or Page-Hinkley's
+    settings: (SETTINGS_SIZE,) from the configuration, not state
+    examples: (4, F + 4 n) what this reading teaches: features, targets, observed; `n_examples` of them
+    x, residual: (n,) this reading, and its distance from what was expected in typical changes; NaN where unknown
+    extra: (m,) what plug-in detectors say
+    verdict: (4 + n,) what the scorer says
+    work, slopes: the network's
+    scratch: the scorer's
+    """
+
+    past: Past
+    theta: Floats
+    moments: Floats
+    features: Floats
+    change: Floats
+    waiting: Floats
+    queue: Floats
+    scores: Floats
+    drift: Floats
+    settings: Floats
+    examples: Floats
+    n_examples: Floats
+    x: Floats
+    residual: Floats
+    extra: Floats
+    verdict: Floats
+    work: Floats
+    slopes: Floats
+    scratch: Floats
+
+
+def header(config: LearnerConfig, n: int) -> Integers:
+    """How the state of a device with n sensors is cut."""
+    own, shared = features.codes(config.features)
+    architecture = architecture_of(config, n)
+    optimiser = list(Optimiser).index(config.optimiser)
+    parameters = architecture.parameter_count if config.forecaster == NETWORK else 0
+    first = [
+        n,
+        architecture.input_size,
+        parameters,
+        network.moments_size(optimiser, parameters),
+        features.ring_length(config.features),
+        optimiser,
+        list(Drift).index(config.drift),
+        len(config.detectors),
+        int(config.skip),
+        scoring.size.py_func(n),
+        scoring.scratch_size.py_func(n),
+        len(architecture.sizes),
+        len(own),
+        len(shared),
+    ]
+    return np.array([*first, *architecture.sizes, *own, *shared], dtype=np.int64)
+
+
+NETWORK = "network"
+"""The forecaster that is part of the compiled loop; every other one is a plug-in called from Python."""
+
+
+def architecture_of(config: LearnerConfig, n: int) -> Architecture:
+    """The network of a cohort with n sensors: two outputs each, the next reading and the horizon."""
+    own, shared = features.codes(config.features)
+    return Architecture(n * len(own) + len(shared), config.hidden_sizes, 2 * n, config.skip)
+
+
+def settings_of(config: LearnerConfig, into: Floats) -> None:
+    """Write the configuration's numbers where the kernels read them."""
+    into[RATE], into[DECAY], into[LONGEST] = config.learning_rate, config.learning_rate_decay, config.gradient_clip
+    into[MEMORY], into[HORIZON], into[ALARMS_PER_DAY] = config.memory, config.horizon_s, config.false_alarms_per_day
+
+
+def sizes_of(sizes: Integers) -> tuple[int, int]:
+    """How many numbers are kept, and how many there are with scratch.
+
+    In plain Python, as is all that makes a learner: Flink's threads must not call a kernel (`flead.compilation`).
+    """
+    n, f, widths = sizes[SENSORS], sizes[FEATURES], sizes[FIRST_LAYER : FIRST_LAYER + sizes[LAYERS]].sum()
+    past = CLOCK_SIZE + (7 + len(HALF_LIVES) + sizes[RING] + 2 * BINS) * n
+    learning = sizes[PARAMETERS] + sizes[MOMENTS] + f + 2 * n + WAITING * (1 + f + 2 * n) + 4
+    kept = past + learning + sizes[SCORES] + drift.ADWIN_SIZE
+    scratch = SETTINGS_SIZE + 4 * (f + 4 * n) + 1 + 2 * n + sizes[EXTRA] + 4 + n + 2 * widths + sizes[SCRATCH]
+    return int(kept), int(kept + scratch)
+
+
+@kernel
+def views(sizes: Integers, buffer: Floats) -> State:
+    """Cut the buffer."""
+    n, f = sizes[SENSORS], sizes[FEATURES]
+    widths = 0
+    for i in range(sizes[LAYERS]):
+        widths += sizes[FIRST_LAYER + i]
+    at = 0
+    clock = buffer[at : at + CLOCK_SIZE]
+    at += CLOCK_SIZE
+    rows = buffer[at : at + 7 * n].reshape(7, n)
+    at += 7 * n
+    means = buffer[at : at + len(HALF_LIVES) * n].reshape(len(HALF_LIVES), n)
+    at += len(HALF_LIVES) * n
+    ring = buffer[at : at + sizes[RING] * n].reshape(sizes[RING], n)
+    at += sizes[RING] * n
+    profile = buffer[at : at + BINS * n].reshape(BINS, n)
+    at += BINS * n
+    profile_count = buffer[at : at + BINS * n].reshape(BINS, n)
+    at += BINS * n
+    past = Past(
+        clock, rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], means, ring, profile, profile_count
+    )
+    theta = buffer[at : at + sizes[PARAMETERS]]
+    at += sizes[PARAMETERS]
+    moments = buffer[at : at + sizes[MOMENTS]]
+    at += sizes[MOMENTS]
+    given = buffer[at : at + f]
+    at += f
+    change = buffer[at : at + 2 * n]
+    at += 2 * n
+    width = 1 + f + 2 * n
+    waiting = buffer[at : at + WAITING * width].reshape(WAITING, width)
+    at += WAITING * width
+    queue = buffer[at : at + 4]
+    at += 4
+    scores = buffer[at : at + sizes[SCORES]]
+    at += sizes[SCORES]
+    watched = buffer[at : at + drift.ADWIN_SIZE]
+    at += drift.ADWIN_SIZE
+    settings = buffer[at : at + SETTINGS_SIZE]  # from here on nothing is kept
+    at += SETTINGS_SIZE
+    examples = buffer[at : at + 4 * (f + 4 * n)].reshape(4, f + 4 * n)
+    at += 4 * (f + 4 * n)
+    n_examples = buffer[at : at + 1]
+    at += 1
+    x = buffer[at : at + n]
+    at += n
+    residual = buffer[at : at + n]
+    at += n
+    extra = buffer[at : at + sizes[EXTRA]]
+    at += sizes[EXTRA]
+    verdict = buffer[at : at + 4 + n]
+    at += 4 + n
+    work = buffer[at : at + widths]
+    at += widths
+    slopes = buffer[at : at + widths]
+    at += widths
+    scratch = buffer[at : at + sizes[SCRATCH]]
+    return State(
+        past, theta, moments, given, change, waiting, queue, scores, watched, settings, examples, n_examples, x,
+        residual, extra, verdict, work, slopes, scratch,
+    )  # fmt: skip

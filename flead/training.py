@@ -1,0 +1,143 @@
+"""Training a network on many examples at once: what offline federation does between two rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flead import network
+from flead.federation import fedavg
+from flead.network import ADAM_BETA1, ADAM_BETA2, Architecture, Vector
+
+HUBER = 5.0
+"""Errors beyond it pull no harder (Huber, 1964)."""
+LONGEST_GRADIENT = 10.0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What one device can be taught, m examples.
+
+    Attributes
+    ----------
+    features: (m, n_features)
+    targets: (m, n_outputs), 0 where `weights` is 0
+    weights: (m, n_outputs), 0 where the target is not known
+    """
+
+    features: Vector
+    targets: Vector
+    weights: Vector
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> Examples:
+        return Examples(self.features[rows], self.targets[rows], self.weights[rows])
+
+    @staticmethod
+    def together(parts: list[Examples]) -> Examples:
+        """All of several devices."""
+        return Examples(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("features", "targets", "weights")))
+
+
+def gradient(theta: Vector, architecture: Architecture, batch: Examples) -> Vector:
+    """The gradient of the mean Huber loss over a batch, (parameter_count,)."""
+    views, x = network.layers(theta, architecture), batch.features
+    inputs = [x]
+    for layer in views[:-1]:
+        inputs.append(np.tanh(inputs[-1] @ layer[:-1] + layer[-1]))
+    hidden = inputs[-1].shape[1]
+    skips = architecture.skip and bool(architecture.hidden_sizes)
+    if skips:
+        inputs[-1] = np.concatenate((inputs[-1], x), axis=1)
+    wrong = inputs[-1] @ views[-1][:-1] + views[-1][-1] - batch.targets
+    slope = np.clip(wrong, -HUBER, HUBER) * batch.weights / len(batch)
+    found = np.empty(theta.size)
+    gradients = network.layers(found, architecture)
+    for depth in range(len(views) - 1, -1, -1):
+        gradients[depth][:-1] = inputs[depth].T @ slope
+        gradients[depth][-1] = slope.sum(axis=0)
+        if depth:
+            below = inputs[depth][:, :hidden] if skips and depth == len(views) - 1 else inputs[depth]
+            weights = views[depth][: below.shape[1]]
+            slope = (slope @ weights.T) * (1.0 - below * below)
+    return found
+
+
+def train(
+    theta: Vector, architecture: Architecture, examples: Examples, rng: np.random.Generator, *, epochs: int, rate: float,
+    batch: int = 32, average: float = 0.0, cosine: bool = False,
+) -> Vector:  # fmt: skip
+    """Train by Adam on shuffled batches; gives new parameters, (parameter_count,).
+
+    Parameters
+    ----------
+    rate:
+        length of the first steps; with `cosine` it falls to next to nothing over the epochs (Loshchilov and Hutter,
+        2017)
+    average:
+        share of each step's parameters in the running mean that is given back; 0 gives the last ones (Polyak and
+        Juditsky, 1992)
+
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(512, 1))
+    >>> line = Examples(x, 2.0 * x, np.ones((512, 1)))
+    >>> train(np.zeros(2), Architecture(1, (), 1), line, rng, epochs=20, rate=0.05).round(1)
+    array([2., 0.])
+    """
+    theta, mean = theta.copy(), theta.copy()
+    first, second, step = np.zeros(theta.size), np.zeros(theta.size), 0
+    for epoch in range(epochs):
+        now = rate * (0.5 * (1.0 + cos(pi * epoch / epochs)) + 0.02) if cosine else rate
+        order = rng.permutation(len(examples))
+        for start in range(0, len(order), batch):
+            g = gradient(theta, architecture, examples[order[start : start + batch]])
+            norm = float(np.sqrt(g @ g))
+            if norm > LONGEST_GRADIENT:
+                g *= LONGEST_GRADIENT / norm
+            step += 1
+            first += (1.0 - ADAM_BETA1) * (g - first)
+            second += (1.0 - ADAM_BETA2) * (g * g - second)
+            scaled = now * np.sqrt(1.0 - ADAM_BETA2**step) / (1.0 - ADAM_BETA1**step)
+            theta -= scaled * first / (np.sqrt(second) + 1e-8)
+            if average:
+                mean += average * (theta - mean)
+    return mean if average and epochs else theta
+
+
+@dataclass(frozen=True)
+class Federation:
+    """How a global model is trained offline."""
+
+    rounds: int = 16
+    share: float = 0.5
+    """Of the devices that take part in a round."""
+    rate: float = 0.002
+    averaged: int = 4
+    """The global model is the mean of the last so many rounds'."""
+
+
+def federate(
+    theta: Vector, architecture: Architecture, devices: list[Examples], rng: np.random.Generator, plan: Federation,
+    on_round: Callable[[int, Vector], None] = lambda _round, _theta: None,
+) -> Vector:  # fmt: skip
+    """FedAvg: each round, some devices train an epoch from the global model, and their mean is the next one.
+
+    Source: McMahan et al., 2017, "Communication-efficient learning of deep networks from decentralized data".
+    """
+    last: list[Vector] = []
+    able = [device for device in devices if len(device)]
+    for number in range(plan.rounds):
+        picked = rng.permutation(len(able))[: max(1, round(plan.share * len(able)))]
+        rate = plan.rate * (0.5 * (1.0 + cos(pi * number / plan.rounds)) + 0.02)
+        trained = [train(theta, architecture, able[i], rng, epochs=1, rate=rate) for i in picked]
+        theta = fedavg(np.stack(trained), np.array([len(able[i]) for i in picked], dtype=np.float64))
+        last = [*last[1 - plan.averaged :], theta] if plan.averaged > 1 else [theta]
+        on_round(number + 1, theta)
+    mean: Vector = np.mean(last, axis=0)
+    return mean
