@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -93,6 +94,10 @@ class EntryPoint:
         self._compiled = made[0]  # owns the machine code
         return _CALL(self._compiled.address)
 
+    def prepare(self) -> None:
+        """Compile now, or load what an earlier process compiled, instead of at the first call."""
+        _ = self._call
+
     def bind(self, integers: Integers, *floats: Floats) -> Callable[[], None]:
         """A call with these arrays: they are kept, and read and written in place at each call."""
         arrays = (integers, *floats)
@@ -119,8 +124,21 @@ def _sources() -> str:
     return digest.hexdigest()[:20]
 
 
+def cache_folder() -> Path:
+    """Where machine code is kept: `$FLEAD_CACHE`, else `flead` in the user's cache folder."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FLEAD_CACHE") or Path(caches) / "flead")
+
+
+def forget_stale(keep: int = 5) -> None:
+    """Delete what was compiled from older sources, but for the newest few."""
+    folders = [folder for folder in cache_folder().glob("*") if folder.is_dir()]
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)[keep:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Locator(_CacheLocator):
-    """Where machine code is kept: `$FLEAD_CACHE`, else the user's cache folder, under the hash of the sources."""
+    """Tells Numba to keep our machine code under the hash of our sources."""
 
     def __init__(self, py_func: Any) -> None:
         self._line = py_func.__code__.co_firstlineno

@@ -228,14 +228,16 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
     into:
         (n * own.size + shared.size,) each sensor's features in their order, then the shared ones
     """
-    at = 0
+    at, bin_ = 0, bin_of_day(time)
     for s in range(past.last.size):
         if past.count[s] == 0.0:
             into[at : at + own.size] = 0.0
             at += own.size
             continue
+        step, swing = 1.0 / step_scale(past, s), 1.0 / swing_scale(past, s)
+        head = int(past.count[s]) % past.ring.shape[0]
         for k in range(own.size):
-            value = _of_sensor(past, s, own[k], time, ago[s])
+            value = _of_sensor(past, s, own[k], head, bin_, ago[s], step, swing)
             into[at] = min(max(value, -CLIP), CLIP)
             at += 1
     day = 2.0 * pi * (time % 86_400.0) / 86_400.0
@@ -254,54 +256,62 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
 
 
 @kernel
-def _of_sensor(past: Past, s: int, code: int, time: float, ago: float) -> float:
-    """One feature of one sensor."""
-    x, length, count = past.last[s], past.ring.shape[0], int(past.count[s])
+def _of_sensor(
+    past: Past, s: int, code: int, head: int, bin_: int, ago: float, step: float, swing: float
+) -> float:
+    """One feature of one sensor; `head` is where its last value is, `step` and `swing` are one over its scales."""
+    x = past.last[s]
     if code < _MEANS:
-        return (past.ring[(count - code - 1) % length, s] - x) / step_scale(past, s)
+        at = head - code - 1
+        return (past.ring[at if at >= 0 else at + past.ring.shape[0], s] - x) * step
     if code < _SHORT:
         k = code - _MEANS
-        scale = step_scale(past, s) if k < FAST_MEANS else swing_scale(past, s)
-        return (past.means[k, s] - x) / scale
+        return (past.means[k, s] - x) * (step if k < FAST_MEANS else swing)
     if code < _LEVEL:
         window = 10 if code < _LONG else 100
-        return _of_window(past, s, (code - _SHORT) % len(_WINDOW), window)
+        return _of_window(past, s, (code - _SHORT) % len(_WINDOW), window, head, step, swing)
     if code == _LEVEL:
-        return (x - past.mean[s]) / max(sqrt(past.variance[s]), swing_scale(past, s))
+        return (x - past.mean[s]) / max(sqrt(past.variance[s]), 1.0 / swing)
     if code == _LEVEL + 1:
-        b = bin_of_day(time)
-        total = 2.0 * past.profile[b, s] + past.profile[(b + 1) % BINS, s] + past.profile[b - 1, s]
-        return 0.25 * total / swing_scale(past, s)
+        total = 2.0 * past.profile[bin_, s] + past.profile[(bin_ + 1) % BINS, s] + past.profile[bin_ - 1, s]
+        return 0.25 * total * swing
     if code == _LEVEL + 2:
-        return (ago - x) / swing_scale(past, s) if ago == ago else 0.0  # NaN
+        return (ago - x) * swing if ago == ago else 0.0  # not NaN
     return log1p(past.age[s])
 
 
 @kernel
-def _of_window(past: Past, s: int, what: int, window: int) -> float:
+def _of_window(past: Past, s: int, what: int, window: int, head: int, step: float, swing: float) -> float:
     """A statistic over the last values, relative to the last one."""
-    x, length, count = past.last[s], past.ring.shape[0], int(past.count[s])
-    m = min(window, length, count)
+    x, length = past.last[s], past.ring.shape[0]
+    m = min(window, length, int(past.count[s]))
+    if what == 2 or what == 3:
+        return _extreme(past.ring[:, s], head, m, x, what == 3) * step
     total = square = slope = energy = 0.0
-    low = high = x
-    before = past.ring[count % length, s]
+    before, at = x, head
     for i in range(m):
-        value = past.ring[(count - i) % length, s]
+        value = past.ring[at, s]
+        at = at - 1 if at > 0 else length - 1
         off = value - x
         total += off
         square += off * off
         slope += off * (0.5 * (m - 1) - i)
         energy += (value - before) * (value - before)
-        low, high, before = min(low, value), max(high, value), value
-    scale = step_scale(past, s)
+        before = value
     if what == 0:
-        return total / m / swing_scale(past, s)
+        return total / m * swing
     if what == 1:
-        return sqrt(max(square / m - (total / m) ** 2, 0.0)) / swing_scale(past, s)
-    if what == 2:
-        return (low - x) / scale
-    if what == 3:
-        return (high - x) / scale
+        return sqrt(max(square / m - (total / m) ** 2, 0.0)) * swing
     if what == 4:
-        return slope * 12.0 / max(m * (m * m - 1.0), 1.0) / scale
-    return sqrt(energy / max(m - 1, 1)) / scale
+        return slope * 12.0 / max(m * (m * m - 1.0), 1.0) * step
+    return sqrt(energy / max(m - 1, 1)) * step
+
+
+@kernel
+def _extreme(ring: Floats, head: int, m: int, x: float, highest: bool) -> float:  # noqa: FBT001
+    """The distance of the lowest or highest of the last m values from the last one."""
+    found, at = x, head
+    for _ in range(m):
+        found = max(found, ring[at]) if highest else min(found, ring[at])
+        at = at - 1 if at > 0 else ring.size - 1
+    return found - x

@@ -147,20 +147,47 @@ def activate(theta: Floats, sizes: Integers, skip: bool, work: Floats) -> int:  
         n_in, n_out = sizes[depth - 1], sizes[depth]
         out = at + n_in
         n_also = sizes[0] if skip and depth == last and depth > 1 else 0
-        bias = weight + (n_in + n_also) * n_out
+        also, bias = weight + n_in * n_out, weight + (n_in + n_also) * n_out
         for j in range(n_out):
             work[out + j] = theta[bias + j]
-        for i in range(n_in + n_also):
-            x = work[at + i] if i < n_in else work[i - n_in]
-            if x != 0.0:
-                for j in range(n_out):
-                    work[out + j] += x * theta[weight + j]
-            weight += n_out
+        _add_products(theta[weight:also], n_out, work[at:out], work[out : out + n_out])
+        _add_products(theta[also:bias], n_out, work[:n_also], work[out : out + n_out])
         if depth < last:
             for j in range(n_out):
                 work[out + j] = tanh(work[out + j])
         at, weight = out, bias + n_out
     return at
+
+
+@kernel
+def _add_products(weights: Floats, n_out: int, x: Floats, into: Floats) -> None:
+    """Add x times a matrix (n_in, n_out): eight outputs at a time, held in registers."""
+    n_in, whole = x.size, n_out - n_out % 8
+    for j in range(0, whole, 8):
+        a = b = c = d = e = f = g = h = 0.0
+        for i in range(n_in):
+            v, k = x[i], i * n_out + j
+            a += v * weights[k]
+            b += v * weights[k + 1]
+            c += v * weights[k + 2]
+            d += v * weights[k + 3]
+            e += v * weights[k + 4]
+            f += v * weights[k + 5]
+            g += v * weights[k + 6]
+            h += v * weights[k + 7]
+        into[j] += a
+        into[j + 1] += b
+        into[j + 2] += c
+        into[j + 3] += d
+        into[j + 4] += e
+        into[j + 5] += f
+        into[j + 6] += g
+        into[j + 7] += h
+    for j in range(whole, n_out):
+        total = 0.0
+        for i in range(n_in):
+            total += x[i] * weights[i * n_out + j]
+        into[j] += total
 
 
 @kernel
@@ -234,17 +261,18 @@ def _update(
     theta: Floats, moments: Floats, at: int, slopes: Floats, x: float, optimiser: int, rate: float
 ) -> None:  # fmt: skip
     """Step the weights that lead from one value to every value of the next layer."""
+    n_out = slopes.size
     if optimiser == SGD:
-        if x != 0.0:
-            for j in range(slopes.size):
-                theta[at + j] -= rate * x * slopes[j]
+        own, step = theta[at : at + n_out], rate * x
+        for j in range(n_out):
+            own[j] -= step * slopes[j]
     elif optimiser == MOMENTUM:
-        for j in range(slopes.size):
+        for j in range(n_out):
             moments[at + j] = MOMENTUM_BETA * moments[at + j] + x * slopes[j]
             theta[at + j] -= rate * moments[at + j]
     else:
         second = theta.size + at
-        for j in range(slopes.size):
+        for j in range(n_out):
             g = x * slopes[j]
             moments[at + j] += (1.0 - ADAM_BETA1) * (g - moments[at + j])
             moments[second + j] += (1.0 - ADAM_BETA2) * (g * g - moments[second + j])

@@ -1,7 +1,8 @@
 """The `flead` command: one function per subcommand, each no more than options, a call and what to print.
 
 The commands that start, stop and show a run are here. Each other group of commands is a `typer.Typer` in a module of
-its own, joined below: `cli_services.py` (what a run consists of), `cli_data.py` (`flead data`).
+its own, joined below: `cli_services.py` (what a run consists of), `cli_learning.py` (what learns from files),
+`cli_data.py` (`flead data`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import typer
 from rich.text import Text
 
 from flead.errors import BadConfiguration, FleadError
-from orchestration import cli_data, cli_services
+from orchestration import cli_data, cli_learning, cli_services
 from orchestration.cli_common import (
     Data,
     Devices,
@@ -43,6 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_services.app)
+app.add_typer(cli_learning.app)
 app.add_typer(cli_data.app, name="data")
 
 

@@ -195,6 +195,9 @@ def preflight(settings: Settings, parts: list[Part]) -> None:
     Unavailable, PortTaken, CorruptRunFolder, BadConfiguration
         one line each, with the mend
     """
+    from flead.learner import check  # only here: compiling machinery takes a second to import
+
+    check(settings.learner, settings.reading.max_sensors)
     run_dir = settings.run_dir
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

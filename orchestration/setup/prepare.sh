@@ -63,11 +63,23 @@ SCRIPT
   chmod +x "$VENV/bin/flead"
 }
 
+compile_kernels() { # now, so that no first reading waits for it
+  local print; print="$(find "$ROOT/flead" -name '*.py' -print0 | sort -z | xargs -0 cat | sha256sum | cut -d' ' -f1)"
+  if [ "$(cat "$VENV/.flead-kernels" 2>/dev/null)" != "$print" ]; then
+    (cd "$ROOT" && "$VENV/bin/python" -c 'from flead.compilation import forget_stale
+from flead.learning import RUN
+
+forget_stale()
+RUN.prepare()') || exit 1
+    printf '%s' "$print" >"$VENV/.flead-kernels"
+  fi
+}
+
 prepare() {
   local wanted="$ROOT/requirements/$1.txt" stamp="$VENV/.flead-$1" began=$SECONDS
   local print; print="$(fingerprint "$wanted" "$ROOT/requirements/java.txt")"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$print" ]; then
-    say "setting up, once: Python packages (about 1.5 GB), JVM parts (54 MB)"
+    say "setting up, once: Python packages (about 2 GB), JVM parts (54 MB)"
     make_environment
     install "$wanted"
     write_command
@@ -78,5 +90,6 @@ prepare() {
     install "$ROOT/requirements/java.txt"
   fi
   (cd "$ROOT" && "$VENV/bin/python" -m orchestration.setup.jars) || exit 1
+  compile_kernels
   if [ $((SECONDS - began)) -gt 5 ]; then say "set up in $((SECONDS - began)) s"; fi
 }

@@ -1,0 +1,281 @@
+"""The subcommands that learn from files, without a run: `flead evaluate`, `flead detect`, `flead export`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flead.errors import BadConfiguration, FleadError
+from orchestration.cli_common import Json, RunDir, err, out, say, settings_for
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flead.learner_config import LearnerConfig
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    train: Annotated[list[Path], typer.Option("--train", help="A file of readings to learn from. Repeatable.")],
+    test: Annotated[list[Path], typer.Option("--test", help="A file of later readings to test on. Repeatable.")],
+    train_days: Annotated[
+        str | None, typer.Option(metavar="FROM..TO", help="Learn from these days only (UTC, both inclusive).")
+    ] = None,
+    test_days: Annotated[
+        str | None, typer.Option(metavar="FROM..TO", help="Test on these days only; the file may be the same.")
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write all figures as JSON; - prints them.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", metavar="OUT.html", help="Write one HTML page with pictures.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=10_000, help="Rounds of the federation; default 16.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same figures.")] = 0,
+    plausible: Annotated[
+        bool,
+        typer.Option("--plausible/--all-values", help="Take values that no Intel Lab sensor can have as missing."),
+    ] = True,
+) -> None:
+    """Compare federated, local and centralised learning on recorded days: who forecasts later days best."""
+    from orchestration.evaluating import Days, Request, compare
+
+    settings = settings_for(None)
+    request = Request(
+        train=tuple(train),
+        test=tuple(test),
+        train_days=Days.parse(train_days, "--train-days") if train_days is not None else None,
+        test_days=Days.parse(test_days, "--test-days") if test_days is not None else None,
+        plausible=plausible,
+        rounds=rounds,
+        seed=seed,
+    )
+    printed = as_json is not None and str(as_json) == "-"
+    for path in (page, None if printed else as_json):
+        _check_writable(path)
+    with _progress() as advance:
+        found = compare(request, settings.learner, advance)
+    for remark in found.remarks:
+        say(f"warning: {remark}")
+    if as_json is not None and not printed:
+        with output_file(as_json) as temporary:
+            temporary.write_text(found.to_json())
+    if page is not None:
+        from visualization.plots import evaluation_page
+
+        with output_file(page) as temporary:
+            temporary.write_text(evaluation_page(found.report, found.forecasts), encoding="utf-8")
+    if printed:
+        typer.echo(found.to_json(), nl=False)
+        return
+    _print_evaluation(found.report)
+    for path in (as_json, page):
+        if path is not None:
+            say(f"written: {path}")
+
+
+@app.command()
+def detect(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A file of readings: CSV with a `timestamp`, or another known format.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write: one line for each record read.")],
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the readings, alarms and scores: .png, .svg or .html.")
+    ] = None,
+    false_alarms_per_day: Annotated[
+        float | None, typer.Option(help="False alarms accepted of a device, per day; default: as configured.")
+    ] = None,
+    sensors: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Columns to look at; default: all numbers.")
+    ] = None,
+    ignore: Annotated[
+        str | None, typer.Option(metavar="C,D", help="Columns to leave out, for instance a label.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add which sensor was strangest, how, and what was expected.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find anomalies in a file, record by record in time order, as the stream would."""
+    from orchestration.detecting import Choice
+    from orchestration.detecting import detect as run
+
+    if plot is not None:
+        from visualization.plots import check_suffix
+
+        check_suffix(plot.suffix.lower())
+    choice = Choice(_names(sensors), _names(ignore))
+    config = _with_false_alarms(settings_for(None).learner, false_alarms_per_day)
+    for path in (output, plot):
+        _check_writable(path)
+    with output_file(output) as temporary, _progress() as advance:
+        report, tracks = run(
+            source,
+            temporary,
+            config,
+            choice,
+            lambda what, done, total: advance(f"{what} {done:,}" if done else what, done / total if total else None),
+            explain=explain,
+        )
+    if plot is not None:
+        from visualization.plots import Alarms, alarms_file
+
+        shown = [
+            Alarms(t.frame.device, t.frame.sensors, t.frame.times, t.frame.values, t.score, t.is_anomaly, t.sensor)
+            for t in tracks
+        ]
+        with output_file(plot) as temporary:
+            temporary.write_bytes(alarms_file(shown, plot.suffix.lower(), f"FLEAD: anomalies in {source.name}"))
+    if report.rejected:
+        say(f"lines that are no reading and score 0: {report.rejected:,}; the first, {report.first_rejected}")
+    for name in report.labels:
+        say(f"{name} was taken as a sensor: if it is a label, leave it out with --ignore {name}")
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+    else:
+        say(report.summary())
+
+
+@app.command()
+def export(
+    device: Annotated[str, typer.Option("--device", help="Whose model.")],
+    form: Annotated[str, typer.Option("--format", help="tflite, tflite-int8, onnx or npz.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Learn from the device's readings in this file; with --run-dir: calibrate the run's model on them.",
+        ),
+    ] = None,
+    run_dir: RunDir = None,
+    as_json: Json = False,
+) -> None:
+    """Write a device's model for another runtime: the newest one of a run, or one made from a file of readings."""
+    from orchestration.exporting import Form, export_model, from_data, from_run, with_samples
+
+    if form not in list(Form):
+        raise BadConfiguration(f"--format knows {', '.join(Form)}, not {form}")
+    settings = settings_for(run_dir)
+    _check_writable(output)
+    model = None if data is not None and run_dir is None else from_run(settings.mongodb, device, settings.learner)
+    if data is not None:
+        with _progress() as advance:
+            learnt = from_data(data, device, settings.learner, lambda done: advance(f"reading {done:,}", None))
+        model = learnt if model is None else with_samples(model, learnt)
+    assert model is not None  # noqa: S101  # one of the two was taken
+    exported = export_model(model, Form(form))
+    with output_file(output) as temporary:
+        temporary.write_bytes(exported.raw)
+    agreed, inputs = exported.agreement, "its own" if exported.own_samples else "random"
+    if as_json:
+        report: dict[str, Any] = {**model.about, "format": form, "bytes": len(exported.raw), "inputs": inputs}
+        typer.echo(json.dumps(report | {"agreement": agreed._asdict()}))
+        return
+    say(
+        f"{output}: {len(exported.raw):,} bytes, the model of {device} ({model.architecture}); on {inputs} inputs it "
+        f"differs from the network by {agreed.relative_rmse:.2g} of its outputs' size, at most {agreed.max_abs:.2g}"
+    )
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place at the end; where the work fails, nothing is left."""
+    path = path.expanduser().absolute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise FleadError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse a place where nothing can be written before the work, not after it."""
+    if path is None:
+        return
+    folder = path.expanduser().absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "is a folder" if path.is_dir() else "its folder does not exist or is not ours"
+        raise FleadError(f"{path} cannot be written ({why}): name another file")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on a terminal, nothing elsewhere; called with what is done and its share, None where that is not known."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def advance(what: str, share: float | None) -> None:
+            total = None if share is None else 1.0
+            progress.update(task, description=what, total=total, completed=share or 0.0)
+
+        yield advance
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+def _with_false_alarms(config: LearnerConfig, per_day: float | None) -> LearnerConfig:
+    if per_day is None:
+        return config
+    if not 0.0 < per_day < float("inf"):
+        raise BadConfiguration(f"--false-alarms-per-day must be above 0, not {per_day:g}")
+    return config.model_copy(update={"false_alarms_per_day": per_day})
+
+
+def _print_evaluation(report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    horizons, means = report["horizons"], report["mean_skill"]
+    table = Table("method", box=None, header_style="bold", title="mean skill over the sensors", title_justify="left")
+    for horizon in (*horizons, *(f"{horizon}, cold start" for horizon in horizons)):
+        table.add_column(horizon, justify="right")
+    for method in report["methods"]:
+        found = [means[horizon].get(method) for horizon in horizons]
+        table.add_row(method, *map(_figure, [*found, *(means["cold_start"][h].get(method) for h in horizons)]))
+    out.print(table)
+    out.print(_personalised(report))
+    out.print(
+        f"{len(report['devices'])} devices, {report['readings']['train']:,} readings to learn from, "
+        f"{report['readings']['test']:,} to test on, {report['durations_s']['total']:.0f} s"
+    )
+
+
+def _personalised(report: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table("sensor", box=None, header_style="bold", title="skill of personalised (95 %)", title_justify="left")
+    for horizon in report["horizons"]:
+        table.add_column(horizon, justify="right")
+        table.add_column("RMSE", justify="right")
+    for sensor in report["sensors"]:
+        cells = []
+        for horizon in report["horizons"]:
+            low, high = report["skill_interval_95"][horizon][sensor]["personalised"]
+            skill = _figure(report["skill"][horizon][sensor]["personalised"])
+            cells += [
+                f"{skill} ({_figure(low)} to {_figure(high)})",
+                f"{report['rmse'][horizon][sensor]['personalised']:.4g}",
+            ]
+        table.add_row(sensor, *cells)
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return f"{value:.3f}" if value is not None and value == value else "-"  # not NaN
