@@ -1,29 +1,40 @@
 """Microseconds per reading of one learner, without Kafka and Flink around it: `python -m benchmarks.learner`.
 
-Side by side with persistence in bare NumPy: the last value as the forecast, a running mean and variance of how far off
-it was, and the z-score; values come to it as arrays. What the learner costs beyond that is the price of its model.
+One core, four sensors. Side by side with persistence in bare NumPy: the last value as the forecast, a running mean and
+variance of how far off it was, and the z-score; values come to it as arrays. What the learner costs beyond that is the
+price of its model. Processor time is measured, so that what else the machine does counts for little.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import os
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machine import describe
-from benchmarks.report import table
-from flead.learner import DeviceLearner, LearnerConfig
-from flead.messages import Reading, ReadingLimits, parse_reading
+from benchmarks.report import keep, table
+from flead.learner import DeviceLearner
+from flead.learner_config import LearnerConfig
 from flead.network import Vector
 
-SENSORS = (1, 4, 16, 64)
-READINGS = 500
-REPEATS = 5
-BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
+SENSORS = ("humidity", "light", "temperature", "voltage")
+READINGS = 2_000
+REPEATS = 7
+BEGIN, INTERVAL = 1_704_067_200.0, 30.0
+TARGETS = {"one by one": 40_000.0, "in frames": 400_000.0}
+"""Readings per second on one core that were asked for."""
+PLUGINS = {
+    "persistence": LearnerConfig(forecaster="persistence"),
+    "linear": LearnerConfig(forecaster="linear"),
+    "half_space_trees": LearnerConfig(detectors=("half_space_trees",)),
+}
 
 
 class Persistence:
@@ -43,58 +54,142 @@ class Persistence:
         return float(z.max())
 
 
-def measure(n_sensors: int) -> tuple[dict[str, float], int]:
-    """Microseconds per call by what is called, and the size of the state in bytes."""
-    config, limits = LearnerConfig(), ReadingLimits()
-    names = tuple(f"sensor-{i:02}" for i in range(n_sensors))
-    values = 20.0 + np.random.default_rng(7).normal(size=(READINGS, n_sensors)).cumsum(axis=0) / 10
-    given = [dict(zip(names, row, strict=True)) for row in values.tolist()]
-    times = [BEGIN + timedelta(seconds=30 * i) for i in range(READINGS)]
-    raw = [
-        Reading(device_id="device-1", timestamp=at, sensors=dict(sensors)).to_json()
-        for at, sensors in zip(times, given, strict=True)
-    ]
-    learner, baseline = DeviceLearner(names, config), Persistence(n_sensors, config.memory)
-    for sensors in given:  # past the warm-up
-        learner.process(sensors)
-    state = learner.to_bytes()
-    now = times[-1]
-    calls: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
-        "persistence": (baseline.process, list(values)),
-        "process": (learner.process, given),
-        "to_bytes": (lambda _: learner.to_bytes(), given),
-        "from_bytes": (lambda _: DeviceLearner.from_bytes(state, config), given),
-        "parse_reading": (lambda record: parse_reading(record, now=now, limits=limits), raw),
+class Stream:
+    """Readings without end, as each caller wants them; time goes on from one batch to the next."""
+
+    def __init__(self) -> None:
+        walk = np.random.default_rng(7).normal(size=(READINGS, len(SENSORS))).cumsum(axis=0) / 10
+        self.values = (
+            20.0 + 2.0 * np.sin(np.arange(READINGS) * 2 * np.pi / READINGS)[:, None] + walk - walk.mean(axis=0)
+        )
+        self.given = [dict(zip(SENSORS, row, strict=True)) for row in self.values.tolist()]
+        self._batches = itertools.count()
+
+    def times(self) -> Vector:
+        """The next batch's, (READINGS,), s."""
+        return BEGIN + INTERVAL * (READINGS * next(self._batches) + np.arange(READINGS))
+
+
+def one_by_one(learner: DeviceLearner) -> Callable[[], float]:
+    """What the stream does: a dict in, an `Outcome` out."""
+    stream = Stream()
+
+    def run() -> float:
+        times = stream.times().tolist()
+        begun = time.process_time()
+        for at, given in zip(times, stream.given, strict=True):
+            learner.process(at, given)
+        return time.process_time() - begun
+
+    return run
+
+
+def bare_calls(learner: DeviceLearner) -> Callable[[], float]:
+    """The machine code, called reading by reading, with the row already where it reads it."""
+    stream, row, call = Stream(), learner._given, learner._step
+
+    def run() -> float:
+        rows = np.column_stack((stream.times(), stream.values))
+        begun = time.process_time()
+        for each in rows:
+            row[:] = each
+            call()
+        return time.process_time() - begun
+
+    return run
+
+
+def in_frames(learner: DeviceLearner) -> Callable[[], float]:
+    """All readings in one call."""
+    stream = Stream()
+
+    def run() -> float:
+        times = stream.times()
+        begun = time.process_time()
+        learner.process_frame(times, stream.values)
+        return time.process_time() - begun
+
+    return run
+
+
+def baseline(memory: float) -> Callable[[], float]:
+    """Persistence in NumPy."""
+    stream, model = Stream(), Persistence(len(SENSORS), memory)
+
+    def run() -> float:
+        begun = time.process_time()
+        for x in stream.values:
+            model.process(x)
+        return time.process_time() - begun
+
+    return run
+
+
+def repeated(call: Callable[[], object]) -> Callable[[], float]:
+    """A call as often as there are readings in a batch."""
+
+    def run() -> float:
+        begun = time.process_time()
+        for _ in range(READINGS):
+            call()
+        return time.process_time() - begun
+
+    return run
+
+
+def measure() -> dict[str, float]:
+    """Microseconds per reading (or per call), by what is called."""
+    config = LearnerConfig()
+    learners = [DeviceLearner(SENSORS, config) for _ in range(4)]
+    state = learners[3].to_bytes()
+    runs: dict[str, Callable[[], float]] = {
+        "baseline: persistence in NumPy": baseline(config.memory),
+        "one by one": one_by_one(learners[0]),
+        "bare calls": bare_calls(learners[1]),
+        "in frames": in_frames(learners[2]),
+        **{f"one by one, {name}": one_by_one(DeviceLearner(SENSORS, each)) for name, each in PLUGINS.items()},
+        "to_bytes": repeated(learners[3].to_bytes),
+        "from_bytes": repeated(lambda: DeviceLearner.from_bytes(state, config)),
     }
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(REPEATS):  # in turn, so that what else the machine does falls on all alike
-        for name, (call, arguments) in calls.items():
-            taken[name].append(_microseconds(call, arguments))
-    return {name: median(repeats) for name, repeats in taken.items()}, len(state)
+    for run in runs.values():  # compiles, and passes the warm-up
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(REPEATS):  # in turn, so that what else the machine does to its caches falls on all alike
+        for name, run in runs.items():
+            taken[name].append(run() / READINGS * 1e6)
+    return {name: median(repeats) for name, repeats in taken.items()}
 
 
-def _microseconds(call: Callable[[Any], object], arguments: list[Any]) -> float:
-    begun = time.perf_counter()
-    for argument in arguments:
-        call(argument)
-    return (time.perf_counter() - begun) / len(arguments) * 1e6
+def report(us: dict[str, float]) -> dict[str, Any]:
+    """What is printed and kept."""
+    return {
+        "machine": describe(),
+        "load": os.getloadavg()[0],
+        "sensors": len(SENSORS),
+        "state_bytes": len(DeviceLearner(SENSORS, LearnerConfig()).to_bytes()),
+        "microseconds": us,
+        "readings_per_second": {name: 1e6 / us[name] for name in us if not name.endswith("_bytes")},
+        "frame_to_one_by_one": us["one by one"] / us["in frames"],
+        "targets": {name: {"asked": asked, "met": 1e6 / us[name] >= asked} for name, asked in TARGETS.items()},
+    }
 
 
 def main() -> None:
-    """Measure each number of sensors and print the table."""
-    rows = []
-    for n in SENSORS:
-        us, size = measure(n)
-        network = "-".join(map(str, (n, *LearnerConfig().hidden_sizes, n)))
-        ratio = us["process"] / us["persistence"]
-        columns = (us["persistence"], us["process"], f"{ratio:.1f}x")
-        rows.append((n, network, *columns, us["to_bytes"], us["from_bytes"], us["parse_reading"], size))
-    print(f"{describe()}\nMedian of {REPEATS} repeats of {READINGS} readings\n")
-    header = (
-        "sensors", "network", "persistence, µs", "process, µs", "ratio", "to_bytes, µs", "from_bytes, µs",
-        "parse_reading, µs", "state, bytes",
-    )  # fmt: skip
-    print(table(header, rows))
+    """Measure, print the table, and keep the figures where a file is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    path = parser.parse_args().json
+    found = report(measure())
+    rows = [
+        (name, us, found["readings_per_second"].get(name), TARGETS.get(name))
+        for name, us in found["microseconds"].items()
+    ]
+    print(f"{found['machine']}; load {found['load']:.1f}")
+    print(f"Median of {REPEATS} repeats of {READINGS:,} readings of {len(SENSORS)} sensors, one core\n")
+    print(table(("what", "µs", "readings/s", "asked for, readings/s"), rows))
+    print(f"\nFrames are {found['frame_to_one_by_one']:.1f} times as fast as readings one by one.")
+    print(f"A state takes {found['state_bytes']:,} bytes.")
+    keep(path, found)
 
 
 if __name__ == "__main__":

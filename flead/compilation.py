@@ -69,7 +69,8 @@ class EntryPoint:
     Parameters
     ----------
     function:
-        takes (pointer, length) four times and begins with `numba.carray`; defined at a module's top level
+        takes (pointer, length) four times and begins with `numba.carray`; defined at a module's top level. It cannot
+        be bound while its module is still being imported.
     """
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -104,8 +105,8 @@ class EntryPoint:
         call = self._call
         arguments: list[int] = []
         for array in arrays:
-            if not array.flags.c_contiguous:
-                raise ValueError("an entry point takes contiguous arrays")
+            if not array.flags.c_contiguous or array.dtype != (np.int64 if array is integers else np.float64):
+                raise ValueError("an entry point takes contiguous arrays of int64 and float64")
             arguments += [array.ctypes.data, array.size]
         a, b, c, d, e, f, g, h = arguments
 

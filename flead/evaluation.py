@@ -24,7 +24,7 @@ from flead.network import Architecture, Vector
 from flead.training import Examples, Federation, federate, train
 
 METHODS = ("persistence", "seasonal", "local", "federated", "personalised", "streamed", "centralised")
-"""`persistence`: no change. `seasonal`: the change of the day before at the same time. `local`: a network of the
+"""`persistence`: no change. `seasonal`: the change at the same time of an earlier day. `local`: a network of the
 device's own. `federated`: the global model. `personalised`: the global model, fine-tuned on the device. `streamed`: the
 stream's learner, given the global model, learning on. `centralised`: one network on everybody's data."""
 COLD_METHODS = ("persistence", "local", "federated")
@@ -34,6 +34,8 @@ LONGEST_NEXT_S = 300.0
 """A reading that comes later than this is no next reading, s."""
 TOLERANCE = 0.1
 """How far from the horizon a reading may lie, as a share of it."""
+LONGEST_SEASON = 7
+"""How many days back `seasonal` looks for the same time of day."""
 HEAVIEST = 4.0
 FEWEST = 200
 """Examples that a device needs to be trained."""
@@ -69,7 +71,7 @@ class Task:
     ----------
     features: (m, n_features) after each reading
     changes: (m, 2 n) what came: the change to the next reading, and to the horizon; NaN where nothing came in time
-    seasonal: (m, 2 n) the same of the day before; 0 where there is none
+    seasonal: (m, 2 n) the same of an earlier day; 0 where there is none
     scales: (m, 2 n) the units of a model's outputs
     """
 
@@ -152,11 +154,17 @@ def _means(skill: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The mean over sensors, by horizon and method."""
     return {
         horizon: {
-            method: float(np.mean([by_method[method] for by_method in sensors.values()]))
+            method: _known_mean([by_method[method] for by_method in sensors.values()])
             for method in next(iter(sensors.values()))
         }
         for horizon, sensors in skill.items()
     }
+
+
+def _known_mean(values: Sequence[float]) -> float:
+    """Without the sensors of which nothing is known: one that gave no value, or never changed."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 Progress = Callable[[str, float], None]
@@ -164,8 +172,8 @@ Progress = Callable[[str, float], None]
 
 
 def evaluate(
-    train_days: Sequence[Series], test_days: Sequence[Series], sensors: tuple[str, ...], config: LearnerConfig, plan: Plan,
-    on_progress: Progress = lambda _what, _share: None,
+    train_days: Sequence[Series], test_days: Sequence[Series], sensors: tuple[str, ...], config: LearnerConfig,
+    plan: Plan, on_progress: Progress = lambda _what, _share: None,
 ) -> Evaluation:  # fmt: skip
     """Train every method on some days and test it on others.
 
@@ -193,10 +201,10 @@ def evaluate(
         old, new = before[name], after[name]
         warm = _task(_joined(old, new), config)
         split = len(old.times)
-        known.append(_examples(_task(old, config), config))
+        known.append(_examples(_task(old, config)))
         tasks.append(warm[slice(split, None)])
         fresh, hour = _task(new, config), new.times < new.times[0] + HOUR
-        cold_known.append(_examples(fresh[hour], config))
+        cold_known.append(_examples(fresh[hour]))
         cold_tasks.append(fresh[~hour])
 
     rounds: list[float] = []
@@ -230,10 +238,17 @@ def evaluate(
         errors["persistence"].append(-task.changes)
         errors["seasonal"].append(task.seasonal - task.changes)
         errors["streamed"].append(_streamed(before[name], after[name], theta, config, sensors) - task.changes)
-        for method, weights in (("local", own), ("federated", theta), ("personalised", personal), ("centralised", central)):
+        for method, weights in (
+            ("local", own),
+            ("federated", theta),
+            ("personalised", personal),
+            ("centralised", central),
+        ):
             errors[method].append(_errors(weights, architecture, task))
         hour = cold_known[i]
-        beginner = train(start, architecture, hour, rng, epochs=10, rate=plan.personal_rate, batch=16) if len(hour) else start
+        beginner = (
+            train(start, architecture, hour, rng, epochs=10, rate=plan.personal_rate, batch=16) if len(hour) else start
+        )
         cold["persistence"].append(-cold_tasks[i].changes)
         cold["local"].append(_errors(beginner, architecture, cold_tasks[i]))
         cold["federated"].append(_errors(theta, architecture, cold_tasks[i]))
@@ -258,7 +273,7 @@ def _task(series: Series, config: LearnerConfig) -> Task:
         near = np.diff(series.times) <= LONGEST_NEXT_S
         changes[:-1, :n][near] = np.diff(series.values, axis=0)[near]
     changes[:, n:] = _value_at(series, series.times + config.horizon_s, TOLERANCE * config.horizon_s) - series.values
-    return Task(features, changes, _day_before(series, changes), scales)
+    return Task(features, changes, _earlier_day(series, changes), scales)
 
 
 def _value_at(series: Series, times: Vector, tolerance: float) -> Vector:
@@ -267,20 +282,23 @@ def _value_at(series: Series, times: Vector, tolerance: float) -> Vector:
     after = np.minimum(after, len(series.times) - 1)
     earlier = np.abs(series.times[after - 1] - times) <= np.abs(series.times[after] - times)
     nearest = np.where(earlier, np.maximum(after - 1, 0), after)
-    values = series.values[nearest].copy()
+    values: Vector = series.values[nearest].copy()
     values[np.abs(series.times[nearest] - times) > tolerance] = np.nan
     return values
 
 
-def _day_before(series: Series, changes: Vector) -> Vector:
-    """What came of the reading nearest to one day earlier; 0 where there is none within a minute."""
-    past = _value_at(replace(series, values=changes), series.times - DAY, 60.0)
+def _earlier_day(series: Series, changes: Vector) -> Vector:
+    """What came at the same time of the nearest earlier day that knows it; 0 where none does within a minute."""
+    past, known = np.full(changes.shape, np.nan), replace(series, values=changes)
+    for days in range(1, LONGEST_SEASON + 1):
+        rows = np.flatnonzero(np.isnan(past).any(axis=1) & (series.times - days * DAY >= series.times[0] - 60.0))
+        earlier = _value_at(known, series.times[rows] - days * DAY, 60.0)
+        past[rows] = np.where(np.isnan(past[rows]), earlier, past[rows])
     return np.nan_to_num(past, nan=0.0)
 
 
-def _examples(task: Task, config: LearnerConfig) -> Examples:
+def _examples(task: Task) -> Examples:
     """What a model is taught: changes in its units, without outliers' pull."""
-    del config
     if not len(task.features):
         return Examples(task.features, task.changes, task.changes)
     n = task.changes.shape[1] // 2
@@ -312,7 +330,7 @@ def _streamed(old: Series, new: Series, theta: Vector, config: LearnerConfig, se
 
 def _mean_skill(errors: list[Vector], tasks: list[Task]) -> float:
     together, base = np.concatenate(errors), np.concatenate([task.changes for task in tasks])
-    return float(np.mean([metrics.skill(together[:, j], base[:, j]) for j in range(base.shape[1])]))
+    return _known_mean([metrics.skill(together[:, j], base[:, j]) for j in range(base.shape[1])])
 
 
 def cohort_frames(frames: Sequence[Any]) -> tuple[tuple[str, ...], list[Series]]:

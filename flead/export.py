@@ -23,6 +23,9 @@ from flead.network import Architecture, Vector, layers
 
 INPUT, OUTPUT = "x", "change"
 """What the input and the output are called in every form."""
+DEEP, SHORT = "change.deep", "change.short"
+"""The last hidden layer's part of the output and, in a network with `skip`, the inputs' part: their sum is the output.
+A concatenation would do for floats; in int8 it would force one scale on the inputs and the hidden values."""
 OPSET, IR_VERSION = 17, 8
 """ONNX of 2022: what runs it is any onnxruntime since 1.12."""
 NPZ_LIMIT = 64 * 2**20
@@ -68,7 +71,7 @@ def to_tflite(theta: Vector, architecture: Architecture, metadata: Mapping[str, 
     >>> model.predict(np.array([3.0]))
     array([7.])
     """
-    return _tflite(_views(theta, architecture), itertools.repeat(None), metadata or {})
+    return _tflite(_Parts.of(theta, architecture), itertools.repeat(None), metadata or {})
 
 
 def to_tflite_int8(
@@ -94,12 +97,12 @@ def to_tflite_int8(
 
     Source: Jacob et al., 2018, https://arxiv.org/abs/1712.05877.
     """
-    views, samples = _views(theta, architecture), np.asarray(samples, dtype=np.float64)
+    parts, samples = _Parts.of(theta, architecture), np.asarray(samples, dtype=np.float64)
     if samples.ndim != 2 or not samples.size or samples.shape[1] != architecture.input_size:
         raise BadModel(f"calibration needs samples (m, {architecture.input_size}), m > 0; these are {samples.shape}")
     if not np.isfinite(samples).all():
         raise BadModel("a calibration sample is not a finite number")
-    return _tflite(views, _calibrated(views, samples), metadata or {})
+    return _tflite(parts, _calibrated(parts, samples), metadata or {})
 
 
 def to_onnx(theta: Vector, architecture: Architecture, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -119,19 +122,25 @@ def to_onnx(theta: Vector, architecture: Architecture, metadata: Mapping[str, st
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    views = _views(theta, architecture)
+    parts = _Parts.of(theta, architecture)
     nodes, constants, at = [], [], INPUT
-    for depth, view in enumerate(views):
-        last = depth == len(views) - 1
-        out = OUTPUT if last else f"h{depth}"
-        constants += [
-            numpy_helper.from_array(view[:-1].astype(np.float32), f"{out}.weights"),
-            numpy_helper.from_array(view[-1].astype(np.float32), f"{out}.biases"),
-        ]
-        nodes.append(helper.make_node("Gemm", [at, f"{out}.weights", f"{out}.biases"], [out]))
-        if not last:
-            nodes.append(helper.make_node(ACTIVATION.onnx_operator, [out], [f"{out}.out"]))
-        at = f"{out}.out"
+
+    def dense(x: str, layer: Vector, out: str, addend: str | None = None) -> None:
+        constants.append(numpy_helper.from_array(layer[:-1].astype(np.float32), f"{out}.weights"))
+        if addend is None:
+            addend = f"{out}.biases"
+            constants.append(numpy_helper.from_array(layer[-1].astype(np.float32), addend))
+        nodes.append(helper.make_node("Gemm", [x, f"{out}.weights", addend], [out]))
+
+    for depth, layer in enumerate(parts.hidden):
+        dense(at, layer, f"h{depth}")
+        nodes.append(helper.make_node(ACTIVATION.onnx_operator, [f"h{depth}"], [f"h{depth}.out"]))
+        at = f"h{depth}.out"
+    if parts.skip is None:
+        dense(at, parts.last, OUTPUT)
+    else:
+        dense(at, parts.last, DEEP)
+        dense(INPUT, parts.skip, OUTPUT, addend=DEEP)
     graph = helper.make_graph(
         nodes,
         "flead",
@@ -147,7 +156,7 @@ def to_onnx(theta: Vector, architecture: Architecture, metadata: Mapping[str, st
 
 
 def to_npz(theta: Vector, architecture: Architecture, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The network as NumPy arrays, to the last bit: `theta`, `sizes`, `activation`, and `metadata` as JSON.
+    """The network as NumPy arrays, to the last bit: `theta`, `sizes`, `skip`, `activation`, and `metadata` as JSON.
 
     Parameters
     ----------
@@ -160,7 +169,7 @@ def to_npz(theta: Vector, architecture: Architecture, metadata: Mapping[str, str
         if `theta` does not fit the architecture
 
     >>> from_npz(to_npz(np.array([2.0, 1.0]), Architecture(1, (), 1)))
-    (array([2., 1.]), Architecture(input_size=1, hidden_sizes=(), output_size=1))
+    (array([2., 1.]), Architecture(input_size=1, hidden_sizes=(), output_size=1, skip=False))
     """
     _views(theta, architecture, np.float64)
     out = io.BytesIO()
@@ -169,6 +178,7 @@ def to_npz(theta: Vector, architecture: Architecture, metadata: Mapping[str, str
         allow_pickle=False,
         theta=np.asarray(theta, dtype=np.float64),
         sizes=np.array(architecture.sizes),
+        skip=np.array(architecture.skip),
         activation=np.array(ACTIVATION.name),
         metadata=np.array(json.dumps(dict(metadata or {}))),
     )
@@ -184,13 +194,15 @@ def from_npz(raw: bytes) -> tuple[Vector, Architecture]:
         if the bytes are no npz, or one whose arrays are not a network of ours
     """
     arrays = _arrays(raw)
-    theta, sizes, activation = (arrays[name] for name in ("theta", "sizes", "activation"))
+    theta, sizes, skip, activation = (arrays[name] for name in ("theta", "sizes", "skip", "activation"))
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or len(sizes) < 2 or (sizes < 1).any():
         raise BadModel(f"sizes must be two or more positive integers, inputs first; they are {sizes!r}")
+    if skip.shape != () or skip.dtype != np.bool_:
+        raise BadModel(f"skip must be true or false, it is {skip!r}")
     if str(activation) != ACTIVATION.name:
         raise BadModel(f"hidden layers are {ACTIVATION.name} here, this network's are {str(activation)[:40]!r}")
     n_in, *hidden, n_out = map(int, sizes)
-    architecture = Architecture(n_in, tuple(hidden), n_out)
+    architecture = Architecture(n_in, tuple(hidden), n_out, bool(skip))
     _views(theta, architecture, np.float64)
     return theta, architecture
 
@@ -326,25 +338,58 @@ def _views(theta: Vector, architecture: Architecture, kind: type[np.floating[Any
     return layers(theta, architecture)
 
 
-def _tflite(views: list[Vector], grids: Iterator[tflite.Grid | None], metadata: Mapping[str, str]) -> bytes:
+class _Parts(NamedTuple):
+    """The layers, (n_in + 1, n_out) each: the last one's rows for the inputs, with biases of 0, stand alone."""
+
+    hidden: list[Vector]
+    last: Vector
+    skip: Vector | None
+
+    @classmethod
+    def of(cls, theta: Vector, architecture: Architecture) -> _Parts:
+        *hidden, last = _views(theta, architecture)
+        if not (architecture.skip and hidden):
+            return cls(hidden, last, None)
+        deep = architecture.hidden_sizes[-1]
+        inputs = np.vstack((last[deep:-1], np.zeros(last.shape[1])))
+        return cls(hidden, np.vstack((last[:deep], last[-1])), inputs)
+
+
+def _tflite(parts: _Parts, grids: Iterator[tflite.Grid | None], metadata: Mapping[str, str]) -> bytes:
     """Dense layers, the activation between them; `grids` of the input and then of each result in turn."""
     graph = tflite.Graph()
-    at = x = graph.tensor(INPUT, len(views[0]) - 1, next(grids))
-    for depth, view in enumerate(views[:-1]):
-        at = graph.dense(at, view, f"h{depth}", next(grids))
-        at = graph.unary(ACTIVATION.tflite_operator, at, f"h{depth}.out", view.shape[1], next(grids))
-    return graph.finish(x, graph.dense(at, views[-1], OUTPUT, next(grids)), metadata)
+    at = x = graph.tensor(INPUT, len((*parts.hidden, parts.last)[0]) - 1, next(grids))
+    for depth, layer in enumerate(parts.hidden):
+        at = graph.dense(at, layer, f"h{depth}", next(grids))
+        at = graph.unary(ACTIVATION.tflite_operator, at, f"h{depth}.out", layer.shape[1], next(grids))
+    grid = next(grids)
+    if parts.skip is None:
+        return graph.finish(x, graph.dense(at, parts.last, OUTPUT, grid), metadata)
+    both = graph.dense(at, parts.last, DEEP, grid), graph.dense(x, parts.skip, SHORT, grid)
+    return graph.finish(x, graph.add(*both, OUTPUT, parts.last.shape[1], grid), metadata)
 
 
-def _calibrated(views: list[Vector], samples: Vector) -> Iterator[tflite.Grid]:
-    """The int8 grids that `_tflite` asks for, in its order, each as wide as `samples` (m, n_in) need it there."""
+def _calibrated(parts: _Parts, samples: Vector) -> Iterator[tflite.Grid]:
+    """The int8 grids that `_tflite` asks for, in its order, each as wide as `samples` (m, n_in) need it there.
+
+    The two parts of an output and their sum share a grid: then adding them rounds nothing.
+    """
     yield tflite.Grid.over(samples)
-    for view in views[:-1]:
-        samples = samples @ view[:-1] + view[-1]
-        yield tflite.Grid.over(np.clip(samples, *ACTIVATION.reach))
-        samples = ACTIVATION.function(samples)
-        yield ACTIVATION.grid or tflite.Grid.over(samples)
-    yield tflite.Grid.over(samples @ views[-1][:-1] + views[-1][-1])
+    at = samples
+    for layer in parts.hidden:
+        at = at @ layer[:-1] + layer[-1]
+        yield tflite.Grid.over(np.clip(at, *ACTIVATION.reach))
+        at = ACTIVATION.function(at)
+        yield ACTIVATION.grid or tflite.Grid.over(at)
+    deep = at @ parts.last[:-1] + parts.last[-1]
+    if parts.skip is None:
+        yield tflite.Grid.over(deep)
+    else:
+        short = samples @ parts.skip[:-1]
+        yield tflite.Grid.over(np.stack((deep, short, deep + short)))
+
+
+_ARRAYS = ("theta", "sizes", "skip", "activation", "metadata")
 
 
 def _arrays(raw: bytes) -> dict[str, NDArray[Any]]:
@@ -352,7 +397,7 @@ def _arrays(raw: bytes) -> dict[str, NDArray[Any]]:
     try:
         _check_unpacked(raw)
         with np.load(io.BytesIO(raw), allow_pickle=False) as npz:
-            return {name: np.asanyarray(npz[name]) for name in ("theta", "sizes", "activation", "metadata")}
+            return {name: np.asanyarray(npz[name]) for name in _ARRAYS}
     except BadModel:
         raise
     except Exception as error:  # whatever zip, deflate and the array headers find to complain about

@@ -8,7 +8,7 @@ readings, so that gaps count as what they are. A sensor that gives no value keep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, log, log1p, pi, sin, sqrt
+from math import cos, inf, log, log1p, pi, sin, sqrt
 from typing import NamedTuple
 
 from flead.compilation import Floats, Integers, kernel
@@ -16,7 +16,7 @@ from flead.errors import BadConfiguration
 
 LAGS = 6
 """How many earlier values `lags` gives: chosen by `benchmarks/learning`, see docs/learning.md."""
-HALF_LIVES = (1.5, 4.0, 20.0, 80.0)
+HALF_LIVES = (1.5, 4.0, 20.0, 80.0, 640.0)
 """Of the exponentially weighted means, in typical intervals."""
 FAST_MEANS = 2
 """The first so many are close to the last value, and scaled by one step's change like the lags."""
@@ -36,17 +36,28 @@ PER_SENSOR = (
 """Every feature that a sensor has.
 
 `lag_i`: the value i readings ago. `mean_h`: the mean with half-life h. `mean_10` and so on: over the last 10 or 100
-values, `slope` per reading, `energy` the mean square of the changes. `level`: the distance from the long mean.
+values, `slope` per reading, `energy` the root mean square of the changes. `level`: the distance from the long mean.
 `profile`: what the value usually does within the horizon at this time of day. `horizon_ago`: the value one horizon
 ago. `age`: the time since the sensor gave a value."""
 SHARED = ("gap", "day_sin_1", "day_cos_1", "day_sin_2", "day_cos_2", "week_sin", "week_cos")
 """Every feature that all sensors share: the time since the last reading, the time of day and of the week."""
 
+TYPICAL = {
+    "lag_1": 1.5, "lag_2": 2.0, "lag_3": 2.3, "lag_4": 2.6, "lag_5": 2.8, "lag_6": 3.0, "lag_7": 3.2, "lag_8": 3.4,
+    "mean_1.5": 1.2, "mean_4": 2.0, "mean_20": 1.6, "mean_80": 3.0, "mean_640": 4.0, "max_10": 3.0, "min_10": 3.0,
+    "profile": 0.42, "horizon_ago": 1.5, "gap": 0.3,
+}  # fmt: skip
+"""Root mean squares of features on Intel Lab (4-6 March, rounded): a feature is given in units of it, so that none
+owns the first steps of a network. Worth 0.5 points of skill, see docs/learning.md."""
 CLIP = 15.0
-"""Largest absolute value of a feature."""
+"""Largest absolute value of a feature, before it is given in typical sizes, and after."""
 
 _MEANS, _SHORT, _LONG = 8, 8 + len(HALF_LIVES), 8 + len(HALF_LIVES) + len(_WINDOW)
 _LEVEL = _LONG + len(_WINDOW)
+
+
+_OWN_SIZES = tuple(1.0 / TYPICAL.get(name, 1.0) for name in PER_SENSOR)
+_SHARED_SIZES = tuple(1.0 / TYPICAL.get(name, 0.7) for name in SHARED)  # 0.7: of a sine
 
 
 def codes(names: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -58,7 +69,7 @@ def codes(names: Sequence[str]) -> tuple[list[int], list[int]]:
         for an unknown name, listing the known ones
 
     >>> codes(("lag_1", "level", "gap"))
-    ([0, 24], [0])
+    ([0, 25], [0])
     """
     unknown = [name for name in names if name not in PER_SENSOR + SHARED]
     if unknown:
@@ -84,20 +95,20 @@ class Past(NamedTuple):
     ----------
     clock: (8,)
     mean, variance: (n,) the long mean of the values and their variance about it
-    count: (n,) values so far
+    seen: (n,) values so far
     last: (n,) the last value
     age: (n,) typical intervals since it came, 0 where the last reading gave one
     step: (n,) mean square of the change from one value to the next
     swing: (n,) mean square of the distance from the mean with half-life 20
     means: (len(HALF_LIVES), n) exponentially weighted means
-    ring: (length, n) the last values, at position count % length
+    ring: (length, n) the last values, at position seen % length
     profile, profile_count: (BINS, n) what the value usually does within the horizon, by time of day
     """
 
     clock: Floats
     mean: Floats
     variance: Floats
-    count: Floats
+    seen: Floats
     last: Floats
     age: Floats
     step: Floats
@@ -136,7 +147,7 @@ def tick(clock: Floats, time: float) -> None:
 @kernel
 def step_scale(past: Past, s: int) -> float:
     """One sensor's typical change from one value to the next, never zero."""
-    return max(sqrt(past.step[s]), FINEST * abs(past.mean[s]) + 1e-9)
+    return float(max(sqrt(past.step[s]), FINEST * abs(past.mean[s]) + 1e-9))
 
 
 @kernel
@@ -152,18 +163,18 @@ def take(past: Past, s: int, x: float, memory: float) -> None:
     Variances take a value for no more than `WINSOR` standard deviations once `WARM` have come.
     """
     gap = past.clock[GAP]
-    if not x == x:  # NaN
+    if x != x:  # NaN
         past.age[s] += gap
         return
     length = past.ring.shape[0]
-    if past.count[s] == 0.0:
+    if past.seen[s] == 0.0:
         past.mean[s] = past.last[s] = x
         for k in range(past.means.shape[0]):
             past.means[k, s] = x
         for i in range(length):
             past.ring[i, s] = x
-    past.count[s] += 1.0
-    count = past.count[s]
+    past.seen[s] += 1.0
+    count = past.seen[s]
     rate = max(1.0 / count, 1.0 / memory)
     off = x - past.mean[s]
     change = x - past.last[s]
@@ -179,8 +190,10 @@ def take(past: Past, s: int, x: float, memory: float) -> None:
     if count > 1.0:
         past.step[s] += max(1.0 / (count - 1.0), 1.0 / memory) * (step - past.step[s])
     units = max(gap + past.age[s], 1.0)
+    limit = FARTHEST * swing_scale(past, s) if count > WARM else inf
     for k in range(past.means.shape[0]):
-        past.means[k, s] += (1.0 - 0.5 ** (units / HALF_LIVES[k])) * (x - past.means[k, s])
+        off = min(max(x - past.means[k, s], -limit), limit)
+        past.means[k, s] += (1.0 - 0.5 ** (units / HALF_LIVES[k])) * off
     off = x - past.means[2, s]
     swing = off * off
     if count > WARM and past.swing[s] > 0.0:
@@ -194,6 +207,8 @@ def take(past: Past, s: int, x: float, memory: float) -> None:
 WARM = 20.0
 """Values after which running statistics count as warm."""
 WINSOR = 5.0
+FARTHEST = 20.0
+"""Swings by which a value may pull a running mean: beyond, a model does not tell distances apart either."""
 FINEST = 1e-6
 """Smallest change, as a share of the level."""
 
@@ -230,15 +245,15 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
     """
     at, bin_ = 0, bin_of_day(time)
     for s in range(past.last.size):
-        if past.count[s] == 0.0:
+        if past.seen[s] == 0.0:
             into[at : at + own.size] = 0.0
             at += own.size
             continue
         step, swing = 1.0 / step_scale(past, s), 1.0 / swing_scale(past, s)
-        head = int(past.count[s]) % past.ring.shape[0]
+        head = int(past.seen[s]) % past.ring.shape[0]
         for k in range(own.size):
-            value = _of_sensor(past, s, own[k], head, bin_, ago[s], step, swing)
-            into[at] = min(max(value, -CLIP), CLIP)
+            value = min(max(_of_sensor(past, s, own[k], head, bin_, ago[s], step, swing), -CLIP), CLIP)
+            into[at] = value * _OWN_SIZES[own[k]]
             at += 1
     day = 2.0 * pi * (time % 86_400.0) / 86_400.0
     week = 2.0 * pi * ((time / 86_400.0 + 3.0) % 7.0) / 7.0  # 1970-01-01 was a Thursday
@@ -251,32 +266,30 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
         else:
             turns = 1.0 if code < 3 else 2.0
             value = sin(turns * day) if code % 2 == 1 else cos(turns * day)
-        into[at] = value
+        into[at] = value * _SHARED_SIZES[code]
         at += 1
 
 
 @kernel
-def _of_sensor(
-    past: Past, s: int, code: int, head: int, bin_: int, ago: float, step: float, swing: float
-) -> float:
+def _of_sensor(past: Past, s: int, code: int, head: int, bin_: int, ago: float, step: float, swing: float) -> float:
     """One feature of one sensor; `head` is where its last value is, `step` and `swing` are one over its scales."""
     x = past.last[s]
     if code < _MEANS:
         at = head - code - 1
-        return (past.ring[at if at >= 0 else at + past.ring.shape[0], s] - x) * step
+        return float((past.ring[at if at >= 0 else at + past.ring.shape[0], s] - x) * step)
     if code < _SHORT:
         k = code - _MEANS
-        return (past.means[k, s] - x) * (step if k < FAST_MEANS else swing)
+        return float((past.means[k, s] - x) * (step if k < FAST_MEANS else swing))
     if code < _LEVEL:
         window = 10 if code < _LONG else 100
         return _of_window(past, s, (code - _SHORT) % len(_WINDOW), window, head, step, swing)
     if code == _LEVEL:
-        return (x - past.mean[s]) / max(sqrt(past.variance[s]), 1.0 / swing)
+        return float((x - past.mean[s]) / max(sqrt(past.variance[s]), 1.0 / swing))
     if code == _LEVEL + 1:
         total = 2.0 * past.profile[bin_, s] + past.profile[(bin_ + 1) % BINS, s] + past.profile[bin_ - 1, s]
-        return 0.25 * total * swing
+        return float(0.25 * total * swing)
     if code == _LEVEL + 2:
-        return (ago - x) * swing if ago == ago else 0.0  # not NaN
+        return float((ago - x) * swing) if ago == ago else 0.0  # not NaN
     return log1p(past.age[s])
 
 
@@ -284,7 +297,7 @@ def _of_sensor(
 def _of_window(past: Past, s: int, what: int, window: int, head: int, step: float, swing: float) -> float:
     """A statistic over the last values, relative to the last one."""
     x, length = past.last[s], past.ring.shape[0]
-    m = min(window, length, int(past.count[s]))
+    m = min(window, length, int(past.seen[s]))
     if what == 2 or what == 3:
         return _extreme(past.ring[:, s], head, m, x, what == 3) * step
     total = square = slope = energy = 0.0
@@ -299,11 +312,11 @@ def _of_window(past: Past, s: int, what: int, window: int, head: int, step: floa
         energy += (value - before) * (value - before)
         before = value
     if what == 0:
-        return total / m * swing
+        return float(total / m * swing)
     if what == 1:
         return sqrt(max(square / m - (total / m) ** 2, 0.0)) * swing
     if what == 4:
-        return slope * 12.0 / max(m * (m * m - 1.0), 1.0) * step
+        return float(slope * 12.0 / max(m * (m * m - 1.0), 1.0) * step)
     return sqrt(energy / max(m - 1, 1)) * step
 
 
@@ -314,4 +327,4 @@ def _extreme(ring: Floats, head: int, m: int, x: float, highest: bool) -> float:
     for _ in range(m):
         found = max(found, ring[at]) if highest else min(found, ring[at])
         at = at - 1 if at > 0 else ring.size - 1
-    return found - x
+    return float(found - x)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ from flead.network import Architecture, Vector
 from flead.plugins import Detector, Forecaster, Spec, find_detector, find_forecaster
 from flead.scoring import KINDS
 
-STATE_LIMIT = 1024 * 1024
-"""Bytes of encoded state that a device may take; one of four sensors takes about 30 KB."""
+STATE_LIMIT = 2 * 1024 * 1024
+"""Bytes of encoded state that a device may take; one of four sensors takes about 56 KB."""
 
 DRIFTS = 3
 """Place of the count of drifts in the state's queue."""
@@ -144,7 +144,7 @@ class DeviceLearner:
     def _bind(self) -> None:
         arrays = (self._sizes, self._buffer, self._given, self._said)
         if self._forecaster is None and not self._detectors:
-            self._calls = (learning.RUN.bind(*arrays),)
+            self._calls: tuple[Callable[[], None], ...] = (learning.RUN.bind(*arrays),)
         else:
             points = (learning.OBSERVE, learning.JUDGE, learning.TEACH, learning.COMMIT)
             self._calls = tuple(point.bind(*arrays) for point in points)
@@ -152,10 +152,12 @@ class DeviceLearner:
     @property
     def spec(self) -> Spec:
         """What plug-ins are made for."""
-        own, shared = codes(self.config.features)
+        config = self.config
+        own, shared = codes(config.features)
         return Spec(
-            self.sensors, len(own), len(shared), 2, self.config.hidden_sizes, self.config.learning_rate, self.config.seed
-        )
+            self.sensors, len(own), len(shared), 2, config.hidden_sizes, config.learning_rate, config.seed, config.skip,
+            config.optimiser, config.learning_rate_decay, config.gradient_clip,
+        )  # fmt: skip
 
     @property
     def interval(self) -> float:
@@ -165,7 +167,8 @@ class DeviceLearner:
     @property
     def features(self) -> Vector:
         """What the model was given last, (n_features,)."""
-        return self._state.features.copy()
+        present: Vector = self._state.features.copy()
+        return present
 
     @property
     def recent_features(self) -> Vector:
@@ -220,6 +223,8 @@ class DeviceLearner:
         if self._forecaster is None:
             teach()
         else:
+            if self._said[DRIFTED] and hasattr(self._forecaster, "drifted"):
+                self._forecaster.drifted()
             f, outputs = view.features.size, view.change.size
             for example in view.examples[: int(view.n_examples[0])]:
                 self._forecaster.learn(example[:f], example[f : f + outputs], example[f + outputs :])
@@ -237,7 +242,7 @@ class DeviceLearner:
             (m, n), NaN where there is none
         """
         m, n = values.shape
-        given = np.column_stack((times, values))
+        given = np.column_stack((times, values)).astype(np.float64, copy=False)
         said = np.zeros((m, SAID + 3 * n))
         if len(self._calls) == 1:
             learning.RUN.bind(self._sizes, self._buffer, given.ravel(), said.ravel())()
@@ -353,8 +358,8 @@ class DeviceLearner:
         """The whole state: a version, names and counters as JSON, plug-ins' bytes, and the buffer, little-endian."""
         plugins = [part.to_bytes() for part in self._plugins()]
         counters = [self.samples_seen, self.since_update, self.base_version, self._absent]
-        header = orjson.dumps([self.sensors, *counters, list(map(len, plugins))])
-        kept = memoryview(self._buffer)[: self._n_kept]
+        header = orjson.dumps([_fingerprint(self.config), self.sensors, *counters, list(map(len, plugins))])
+        kept = self._buffer[: self._n_kept].tobytes()
         return b"".join((_HEAD.pack(_STATE_VERSION, len(header)), header, *plugins, kept))
 
     def _plugins(self) -> list[Forecaster | Detector]:
@@ -364,32 +369,49 @@ class DeviceLearner:
     def from_bytes(cls, raw: bytes, config: LearnerConfig) -> DeviceLearner:
         """Continue from `to_bytes`.
 
-        State of another layout version is refused with `BadModel`. Where the configuration has changed the layout
-        since, the learner starts anew and keeps its training counter.
+        Where the configuration has changed since in what the state means (features, model, detectors, drift), the
+        learner starts anew and keeps its training counter.
+
+        Raises
+        ------
+        BadModel
+            for a state of another layout version, or damaged bytes
         """
-        version, length = _HEAD.unpack_from(raw)
-        if version != _STATE_VERSION:
-            raise BadModel(f"a device's state has layout {version}, this code reads {_STATE_VERSION}")
-        at = _HEAD.size + length
-        sensors, samples_seen, since_update, base_version, absent, lengths = orjson.loads(raw[_HEAD.size : at])
-        sensors, kept = tuple(sensors), np.frombuffer(raw, dtype="<f8", offset=at + sum(lengths))
-        names = ([] if config.forecaster == state.NETWORK else [config.forecaster]) + list(config.detectors)
-        learner = cls.__new__(cls)
-        if kept.size != state.sizes_of(state.header(config, len(sensors)))[0] or len(names) != len(lengths):
-            learner = cls(sensors, config)
-            learner.samples_seen = samples_seen
-            return learner
-        learner._attach(sensors, config, kept)
-        for i, size in enumerate(lengths):
-            blob, at = raw[at : at + size], at + size
-            if i == 0 and learner._forecaster is not None:
-                learner._use(type(learner._forecaster).from_bytes(blob, learner.spec))
-            else:
-                j = i - (learner._forecaster is not None)
-                learner._detectors[j] = type(learner._detectors[j]).from_bytes(blob, learner.spec)
-        learner.samples_seen, learner.since_update = samples_seen, since_update
-        learner.base_version, learner._absent = base_version, absent
+        try:
+            version, length = _HEAD.unpack_from(raw)
+            if version != _STATE_VERSION:
+                raise BadModel(f"a device's state has layout {version}, this code reads {_STATE_VERSION}")
+            at = _HEAD.size + length
+            fingerprint, sensors, *counters, absent, lengths = orjson.loads(raw[_HEAD.size : at])
+            if fingerprint != _fingerprint(config):
+                learner = cls(tuple(sensors), config)
+                learner.samples_seen = counters[0]
+                return learner
+            learner = cls.__new__(cls)
+            learner._attach(tuple(sensors), config, np.frombuffer(raw, dtype="<f8", offset=at + sum(lengths)))
+        except (ValueError, TypeError, struct.error) as error:
+            raise BadModel(f"a device's state is damaged: {error}") from None
+        parts = []
+        for size in lengths:
+            parts.append(raw[at : at + size])
+            at += size
+        if learner._forecaster is not None:
+            learner._use(type(learner._forecaster).from_bytes(parts.pop(0), learner.spec))
+        learner._detectors = [
+            type(detector).from_bytes(part, learner.spec)
+            for detector, part in zip(learner._detectors, parts, strict=True)
+        ]
+        learner.samples_seen, learner.since_update, learner.base_version = counters
+        learner._absent = absent
         return learner
+
+
+def _fingerprint(config: LearnerConfig) -> int:
+    """Tells configurations apart whose states mean different things."""
+    shaping = config.model_dump_json(
+        include={"forecaster", "detectors", "features", "hidden_sizes", "skip", "optimiser", "drift", "horizon_s"}
+    )
+    return zlib.crc32(shaping.encode())
 
 
 def check(config: LearnerConfig, max_sensors: int) -> None:
@@ -400,14 +422,12 @@ def check(config: LearnerConfig, max_sensors: int) -> None:
     BadConfiguration
         for unknown features or plug-ins, or where a device with `max_sensors` sensors would pass the limit of state
     """
-    codes(config.features)
-    if config.forecaster != state.NETWORK:
-        find_forecaster(config.forecaster)
     if len(config.detectors) > MOST_DETECTORS:
         raise BadConfiguration(f"learner.detectors names {len(config.detectors)}, at most {MOST_DETECTORS} may speak")
-    for name in config.detectors:
-        find_detector(name)
-    size = 8 * state.sizes_of(state.header(config, max_sensors))[0] + max_sensors * (4 * 128 + 8) + 1_024
+    sensors = tuple(f"sensor-{i}" for i in range(max_sensors))
+    plugins = DeviceLearner(sensors, config)._plugins()
+    size = sum(len(part.to_bytes()) for part in plugins)
+    size += 8 * state.sizes_of(state.header(config, max_sensors))[0] + max_sensors * (4 * 128 + 8) + 1_024
     if size > STATE_LIMIT:
         raise BadConfiguration(
             f"a device with {max_sensors} sensors, hidden layers {list(config.hidden_sizes)} and "
@@ -420,4 +440,3 @@ MOST_DETECTORS = 4
 _NAN = float("nan")
 _STATE_VERSION = 2
 _HEAD = struct.Struct("<II")
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import log10, sqrt
 
 import numpy as np
-from numba import carray
+from numba import carray  # type: ignore[attr-defined]
 
 from flead import scoring
 from flead.compilation import EntryPoint, Floats, Integers, cached_kernel, kernel
@@ -63,6 +63,8 @@ LARGEST_ERROR = 8.0
 LONGEST_GAP = 10.0
 """Typical intervals after which the next reading is no longer the next."""
 LARGEST_SURPRISE = 15.9
+LARGEST_VALUE = 1e100
+"""What is beyond, infinity too, counts as no value: its square must still be a number."""
 DAY = 86_400.0
 
 
@@ -75,16 +77,16 @@ def observe(state: State, sizes: Integers, time: float, x: Floats, said: Floats)
     gap = past.clock[GAP]
     total, known = 0.0, 0
     for s in range(n):
-        state.x[s] = x[s]
+        state.x[s] = x[s] if abs(x[s]) < LARGEST_VALUE else np.nan
         state.residual[s] = said[SAID + s] = np.nan
-        if past.count[s] > 0.0:
+        if past.seen[s] > 0.0:
             scale = step_scale(past, s)
             expected = past.last[s] + state.change[s] * scale
             said[SAID + s] = expected
-            off = x[s] - expected
+            off = state.x[s] - expected
             if off == off:  # not NaN
                 state.residual[s] = off / scale
-                if past.count[s] > WARM:
+                if past.seen[s] > WARM:
                     total += min(abs(off) / max(sqrt(past.variance[s]), swing_scale(past, s)), LARGEST_ERROR)
                     known += 1
     said[ERROR] = total / known if known else np.nan
@@ -92,7 +94,7 @@ def observe(state: State, sizes: Integers, time: float, x: Floats, said: Floats)
     ago = state.slopes[:n]
     _horizon_ago(state, time, ago)
     for s in range(n):
-        take(past, s, x[s], state.settings[MEMORY])
+        take(past, s, state.x[s], state.settings[MEMORY])
     codes = FIRST_LAYER + sizes[LAYERS]
     own = sizes[codes : codes + sizes[OWN]]
     shared = sizes[codes + sizes[OWN] : codes + sizes[OWN] + sizes[COMMON]]
@@ -130,7 +132,7 @@ def _collect(state: State, sizes: Integers, before: float, time: float, gap: flo
         for s in range(n):
             then = row[1 + f + s]
             swing = x[s] - then
-            if teaches and past.count[s] > 1.0:
+            if teaches and past.seen[s] > 1.0:
                 _aim(example, f, n, s, (row[1 + f + n + s] - then) / step_scale(past, s), LARGEST_STEP)
                 if in_time:
                     _aim(example, f, n, n + s, swing / swing_scale(past, s), LARGEST_SWING)
@@ -141,7 +143,7 @@ def _collect(state: State, sizes: Integers, before: float, time: float, gap: flo
 @kernel
 def _new_example(state: State, given: Floats) -> Floats:
     """An example with these features and no target yet."""
-    example = state.examples[int(state.n_examples[0])]
+    example: Floats = state.examples[int(state.n_examples[0])]
     state.n_examples[0] += 1.0
     for i in range(given.size):
         example[i] = given[i]
@@ -167,7 +169,7 @@ def _horizon_ago(state: State, time: float, ago: Floats) -> None:
     f, horizon = state.features.size, state.settings[HORIZON]
     first = int(state.queue[0])
     row = state.waiting[first - 1]
-    if not (row[0] > 0.0 and abs(time - row[0] - horizon) <= 0.2 * horizon):
+    if not (row[0] != 0.0 and abs(time - row[0] - horizon) <= 0.2 * horizon):
         row = state.waiting[first]
         if state.queue[1] == 0.0 or abs(time - row[0] - horizon) > 0.2 * horizon:
             ago[:] = np.nan
@@ -236,7 +238,7 @@ def commit(state: State, sizes: Integers, time: float, said: Floats) -> None:
     for s in range(n):
         state.change[s] = _bounded(state.change[s], LARGEST_STEP)
         state.change[n + s] = _bounded(state.change[n + s], LARGEST_SWING)
-        known = past.count[s] > 0.0
+        known = past.seen[s] > 0.0
         said[SAID + n + s] = past.last[s] + state.change[s] * step_scale(past, s) if known else np.nan
         said[SAID + 2 * n + s] = past.last[s] + state.change[n + s] * swing_scale(past, s) if known else np.nan
     first, count = int(state.queue[0]), int(state.queue[1])

@@ -8,11 +8,13 @@ environment that the stream runs in. Both are loaded the same way; where a name 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, Self
 
 from flead.errors import BadConfiguration
+from flead.learner_config import Optimiser
 from flead.network import Vector
 
 FORECASTERS = "flead.forecasters"
@@ -20,7 +22,10 @@ DETECTORS = "flead.detectors"
 
 BUILT_IN = (
     EntryPoint("linear", "flead.forecasters.linear:Linear", FORECASTERS),
+    EntryPoint("network", "flead.forecasters.network:Network", FORECASTERS),
     EntryPoint("persistence", "flead.forecasters.persistence:Persistence", FORECASTERS),
+    EntryPoint("tflite", "flead.forecasters.tflite:TfLite", FORECASTERS),
+    EntryPoint("tflite_int8", "flead.forecasters.tflite:TfLiteInt8", FORECASTERS),
     EntryPoint("half_space_trees", "flead.detectors.half_space_trees:HalfSpaceTrees", DETECTORS),
     EntryPoint("isolation_forest", "flead.detectors.isolation_forest:IsolationForest", DETECTORS),
 )
@@ -32,7 +37,7 @@ class Spec:
 
     Features are one block per sensor, in the order of `sensors`, then what all sensors share. Outputs are all sensors
     of the first horizon, then all of the second, and so on. Features are finite, in standard deviations within
-    +-`scaling.CLIP`.
+    +-`features.CLIP`.
 
     >>> spec = Spec(("humidity", "temperature"), per_sensor=3, shared=4)
     >>> spec.n_features, spec.n_outputs
@@ -46,9 +51,16 @@ class Spec:
     """Features that belong to no sensor: the time of day."""
     horizons: int = 2
     """How far ahead a forecast looks: the next reading, then 10 minutes."""
-    hidden_sizes: tuple[int, ...] = (16, 8)
-    learning_rate: float = 0.01
+    hidden_sizes: tuple[int, ...] = (32,)
+    learning_rate: float = 0.001
     seed: int = 0
+    skip: bool = True
+    """Whether a network's last layer also sees the features themselves."""
+    optimiser: Optimiser = Optimiser.SGD
+    learning_rate_decay: float = 100_000.0
+    """Steps after which the learning rate is halved."""
+    gradient_clip: float = 1.0
+    """Longest gradient, Euclidean."""
 
     @property
     def n_features(self) -> int:
@@ -66,6 +78,9 @@ class Forecaster(Protocol):
 
     The same spec and the same calls give the same numbers; outputs are finite for all features within the limit;
     state stays bounded however long the stream.
+
+    Two things a forecaster may have besides: a property `architecture`, by which its parameters travel as a network's
+    layers, and a method `drifted()`, called after a reading with which the device's errors have risen for good.
     """
 
     name: ClassVar[str]
@@ -192,7 +207,10 @@ def _load(group: str, name: str) -> Any:
     point = declared[name]
     source = f" of package {point.dist.name}" if point.dist else ""
     try:
-        loaded = point.load()
+        # In a thread of Python's own: libraries made with pybind11, SciPy's among them, ask `PyGILState` while they are
+        # imported, which hangs in Flink's threads.
+        with ThreadPoolExecutor(1, thread_name_prefix=f"import {name}") as outside:
+            loaded = outside.submit(point.load).result()
     except Exception as error:  # whatever a foreign module raises while it is imported
         raise BadConfiguration(
             f"plug-in {name!r}{source} ({point.value}) does not load: {type(error).__name__}: {error}"

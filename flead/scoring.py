@@ -1,72 +1,203 @@
 """The built-in anomaly scores: how surprising a reading is by the device's own history. Constant in time and memory.
 
-Every sensor has a few statistics of what can go wrong with it; each is turned into a surprise, -log10 of how often the
-statistic was this large before, so that all speak one unit and nothing has to be set per dataset. A device's surprise
-is the largest of its sensors' surprises. Evidence that lasts as long as the event (a level that has moved while the
-changes are large) is no tail probability; it is joined over the sensors of a device, see `_joint`.
+Each sensor has a few statistics of what can go wrong with it. Each becomes a surprise, about -log10 of how often the
+statistic was this large before, so that all speak one unit and nothing is set per dataset; the largest speaks for the
+device. Three kinds of evidence are told apart:
 
-A reading is scored against what came before, then learnt; what is learnt from it is cut short (winsorised), so that
-an anomaly does not become normal by happening.
+- novelty: a signal leaves the range it had in the last epochs. It marks the onset of an event, once.
+- changes: a jump, noise, a ramp, a value that repeats or does not come, in units of the sensor's typical change,
+  against the largest of earlier blocks of readings. The return from such an event is none.
+- unrest: all sensors of a device change more than they usually do while their levels are off. This lasts as long as
+  the event, and needs two sensors that agree.
+
+With a single sensor nothing can agree: there only novelty alarms, with a refractory period, and what persists stays
+below, unless it is overwhelming. A reading is scored first and then learnt, and what is learnt from it is cut short,
+so that an anomaly does not become normal by happening.
 """
 
 from __future__ import annotations
 
-from math import log, log2, log10, log1p, sqrt
+from math import inf, log, log1p, log2, log10, sqrt
 from typing import NamedTuple
 
 from flead.compilation import Floats, kernel
 
-KINDS = ("residual", "level", "drift", "noise", "stuck", "missing", "pattern", "detector")
-"""What the loudest component watches: a jump off the forecast, a value never seen, a slow drift, unusual noise, a value
-that does not change, a value that does not come, an unusual time of day, a plug-in detector."""
-RESIDUAL, LEVEL, DRIFT, NOISE, STUCK, MISSING, PATTERN, DETECTOR = range(8)
+KINDS = ("residual", "level", "drift", "noise", "stuck", "missing", "pattern", "unrest", "detector")
+"""What spoke loudest: a jump that was not forecast, a value never seen, a slow move, noise, a value that does not
+change, a value that does not come, an unusual value for the time of day, sensors restless together, a plug-in."""
+RESIDUAL, LEVEL, DRIFT, NOISE, STUCK, MISSING, PATTERN, UNREST, DETECTOR = range(9)
 
 EXTRA = 4
 """Most plug-in detectors whose strangeness is calibrated here."""
 HIGHEST = 15.9
-"""Largest surprise: 1 - 10**-15.9 is the last probability below 1 that float64 can hold."""
+"""Largest surprise: 1 - 10**-15.9 is the last probability below 1 that a float64 holds."""
 
-# The signals whose novelty is watched, and the statistics of a reading: each has a histogram of its own.
-_VALUE, _MIDDLE, _SLOW, _DAY, _JUMP, _NOISE, _RAMP, _STUCK, _MISSING = range(9)
-_SIGNALS, _STATISTICS = 4, 9
-_KIND_OF = (LEVEL, LEVEL, DRIFT, PATTERN, RESIDUAL, NOISE, DRIFT, STUCK, MISSING)
+_NOVEL_VALUE, _NOVEL_MIDDLE, _NOVEL_SLOW, _NOVEL_DAY = range(4)
+_JUMP, _SPIKE, _NOISE, _RAMP, _STUCK, _ZERO, _ENDLESS, _MISSING = range(4, 12)
+_SIGNALS, _TAILS, _STATISTICS = 4, 5, 12
+"""Signals with a range, statistics with a tail, and all: `_ENDLESS` is a run far beyond any, with the kind stuck."""
+_KIND_OF = (LEVEL, LEVEL, DRIFT, PATTERN, RESIDUAL, RESIDUAL, NOISE, DRIFT, STUCK, LEVEL, STUCK, MISSING)
 
-BINS = 32
-_PER_OCTAVE = 2.0
-_LOWEST = (-10.0, -10.0, -10.0, -10.0, -4.0, -4.0, -4.0, 0.0, 0.0, -10.0)
-"""log2 of where each statistic's histogram begins, the last for plug-in detectors."""
-_HISTOGRAM = BINS + 2
+_WARM = 50.0
+"""Readings of a sensor before it can surprise."""
+_READY = 30.0
+"""Readings that fill a range, a scale or a mean before it is used to cut others short."""
 
-DAY_BINS = 24
-_DAY_SECONDS = 86_400.0
+
+# ---- histograms: novelty, plug-ins ----------------------------------------------------------------------------------
+
+_BINS, _LOWEST, _PER_OCTAVE = 32, -10.0, 2.0
+"""Bins of log2(value): half octaves from 2**-10 to 2**6."""
+_HISTOGRAM = _BINS + 2
+_FADE = 2.0 ** (1.0 / 10_000.0)
+"""Growth of the weight of new values: earlier ones have a half-life of 10,000 readings."""
+_HEAVY = 1e9
+"""Weight at which a histogram is scaled back."""
+
+
+@kernel
+def _rarity(histogram: Floats, value: float) -> float:
+    """-log10 of the share of earlier values at least this large, counting this one; then learn it.
+
+    Parameters
+    ----------
+    histogram: (_HISTOGRAM,)
+        weights of log2(value), their total, the weight of the last value
+    """
+    place = (log2(value) - _LOWEST) * _PER_OCTAVE if value > 0.0 else 0.0
+    place = min(max(place, 0.0), _BINS - 1e-9)
+    bin_ = int(place)
+    total, weight = histogram[_BINS], max(histogram[_BINS + 1], 1.0)
+    found = 0.0
+    if place > 0.0:
+        above = -(place - bin_) * histogram[bin_]
+        for k in range(bin_, _BINS):
+            above += histogram[k]
+        found = max(0.0, -log10((max(above, 0.0) + weight) / (total + weight)))
+    weight *= _FADE
+    histogram[bin_] += weight
+    histogram[_BINS] += weight
+    if weight > _HEAVY:
+        for k in range(_BINS + 1):
+            histogram[k] /= weight
+        weight = 1.0
+    histogram[_BINS + 1] = weight
+    return found
+
+
+# ---- tails: the statistics of changes -------------------------------------------------------------------------------
+
+_TAIL_BINS = 24
+_THRESHOLD, _LARGEST, _FILLED, _BLOCKS, _SLOPE, _WEIGHT, _COUNTS = range(7)
+_TAIL = _COUNTS + _TAIL_BINS
+_BLOCK = 20.0
+"""Readings of a block: events of neighbouring readings count once, by their largest."""
+_RARE, _COMMON = 0.02, 0.2
+"""Shares of the blocks whose largest value is above the threshold, and above the point that gives the slope."""
+_AT_THRESHOLD = 2.6
+"""Surprise at the threshold: a reading of one of 50 blocks of 20, where about half of a block's readings stand out."""
+_SOFT = 0.3
+"""Added to a statistic before its logarithm: below the typical change nothing matters."""
+_PER_OCTAVE_ABOVE = 0.7
+"""Surprise per octave of a statistic whose spread is usual."""
+_USUAL_SPREAD = 1.5
+"""Octaves between the two points where the slope is 1; a statistic that varies less says more per octave."""
+_SLOPES = (0.25, 9.0)
+_TAIL_MEMORY = 2_000.0
+"""Blocks after which a tail forgets half."""
+_DOUBT = 4.0
+"""Octaves that the threshold of a first block may still be wrong by; it falls with the number of blocks."""
+_PRIOR_BLOCKS = 10.0
+"""Blocks that the usual spread counts for at first."""
+_SMALLEST = log2(_SOFT)
+
+
+@kernel
+def _beyond(tail: Floats, value: float, steep: float) -> float:
+    """Surprise at a statistic, by the octaves between it and what only one of 50 earlier blocks reached."""
+    octaves = log2(value + _SOFT) - max(tail[_THRESHOLD], 0.0) - _DOUBT / (tail[_BLOCKS] + 1.0)
+    slope = tail[_SLOPE] if tail[_BLOCKS] > 0.0 else 1.0
+    slope = steep * sqrt(slope) if octaves > 0.0 else slope  # far out, the slope is a guess
+    return float(max(0.0, _AT_THRESHOLD + _PER_OCTAVE_ABOVE * slope * octaves))
+
+
+@kernel
+def _learn_tail(tail: Floats, value: float) -> None:
+    """Learn a statistic; at the end of a block, learn the block's largest and find the threshold anew.
+
+    Parameters
+    ----------
+    tail: (_TAIL,)
+        log2 of the threshold, the largest of this block, readings in it, blocks, slope, weight, half-octave counts
+    """
+    if tail[_FILLED] == 0.0 or value > tail[_LARGEST]:
+        tail[_LARGEST] = value
+    tail[_FILLED] += 1.0
+    if tail[_FILLED] < _BLOCK:
+        return
+    bin_ = int(min(max((log2(tail[_LARGEST] + _SOFT) - _SMALLEST) * 2.0, 0.0), _TAIL_BINS - 1.0))
+    tail[_COUNTS + bin_] += 1.0
+    tail[_FILLED] = 0.0
+    tail[_BLOCKS] += 1.0
+    tail[_WEIGHT] += 1.0
+    if tail[_WEIGHT] > _TAIL_MEMORY:
+        tail[_WEIGHT:] *= 0.5
+    threshold, common = _quantile(tail, _RARE), _quantile(tail, _COMMON)
+    doubt = _PRIOR_BLOCKS / (tail[_BLOCKS] + _PRIOR_BLOCKS)
+    spread = (threshold - common + _USUAL_SPREAD * doubt) / (1.0 + doubt)
+    tail[_THRESHOLD] = threshold
+    tail[_SLOPE] = min(max(_USUAL_SPREAD / (spread + 0.05), _SLOPES[0]), _SLOPES[1])
+
+
+@kernel
+def _quantile(tail: Floats, share: float) -> float:
+    """log2 of what this share of the blocks' largest values exceeds."""
+    left, k = share * tail[_WEIGHT], _TAIL_BINS - 1
+    while k > 0 and tail[_COUNTS + k] < left:
+        left -= tail[_COUNTS + k]
+        k -= 1
+    part = left / tail[_COUNTS + k] if tail[_COUNTS + k] > 0.0 else 0.0
+    return _SMALLEST + 0.5 * (k + 1.0 - part)
+
+
+# ---- state ----------------------------------------------------------------------------------------------------------
 
 # Places in a sensor's own numbers.
 (
-    _COUNT, _LAST, _BEFORE, _LEVEL, _STEP, _UNREST, _CURVATURE, _QUICK, _LAGGING, _REPEATS, _LONGEST, _ABSENT,
-    _LONGEST_ABSENT, _FAST, _STEADY, _VARIANCE, _ENERGY, _USUAL, _OF_DAY,
-) = range(19)  # fmt: skip
-_MEANS = 19
+    _COUNT, _LAST, _BEFORE, _CHANGED, _GRAIN, _STIR, _ROUGH, _RUN, _USUAL_RUN, _LONGEST_RUN, _LEVEL, _PATH,
+    _ZEROS, _ABSENT, _LONGEST_ABSENT, _FAST, _STEADY, _VARIANCE, _ENERGY, _USUAL_ENERGY, _OF_DAY,
+) = range(21)  # fmt: skip
+DAY_BINS = 24
+_RING_LENGTH = 16
+_MEANS = 21
 _LOW = _MEANS + 3
 _HIGH = _LOW + _SIGNALS
 _LOW_BEFORE = _HIGH + _SIGNALS
 _HIGH_BEFORE = _LOW_BEFORE + _SIGNALS
-_DAYS = _HIGH_BEFORE + _SIGNALS
-_DAY_COUNTS = _DAYS + DAY_BINS
-_HISTOGRAMS = _DAY_COUNTS + DAY_BINS
-_OWN = _HISTOGRAMS + _STATISTICS * _HISTOGRAM
+_DAY = _HIGH_BEFORE + _SIGNALS
+_DAY_COUNT = _DAY + DAY_BINS
+_RING = _DAY_COUNT + DAY_BINS
+_HISTOGRAMS = _RING + _RING_LENGTH
+_TAIL_OF = _HISTOGRAMS + _SIGNALS * _HISTOGRAM
+_OWN = _TAIL_OF + _TAILS * _TAIL
 
-# Places in a sensor's part of the scratch: the surprise of each statistic, then its share of the joint evidence.
+# Places in a sensor's scratch: the surprise of each statistic, then its share of the joint evidence.
 _APART, _EXCITED = _STATISTICS, _STATISTICS + 1
 _PARTS = _STATISTICS + 2
 
-_TRACE = 0
-_DEVICE = 4
-_SHARED = _DEVICE + (EXTRA + 1) * _HISTOGRAM
+_TRACE, _LONGEST_GAP, _READINGS, _DEVICE = 0, 1, 2, 3
+_PLUGIN = 3 + _HISTOGRAM
+"""Numbers of a plug-in detector: count, mean and variance of its strangeness, its histogram."""
+_SHARED = _DEVICE + EXTRA * _PLUGIN
 
 
 @kernel
 def size(n: int) -> int:
-    """How many numbers are kept for n sensors."""
+    """How many numbers are kept for n sensors.
+
+    >>> size(4) == size(1) + 3 * (size(2) - size(1))
+    True
+    """
     return _SHARED + n * _OWN
 
 
@@ -77,304 +208,459 @@ def scratch_size(n: int) -> int:
 
 
 class Scores(NamedTuple):
-    """What is kept of a device of n sensors, and the scratch of one reading.
+    """What is kept of a device with n sensors, and the scratch of one reading.
 
     Attributes
     ----------
     device: (_DEVICE,)
-        numbers of the whole device
-    shared: (EXTRA + 1, BINS + 2)
-        histograms of the plug-in detectors' strangeness, and of gaps
+        the trace of what was reported lately, the longest gap, readings
+    plugins: (EXTRA, _PLUGIN)
+        what strangeness each plug-in detector usually finds
     own: (n, _OWN)
         each sensor's numbers
     parts: (n, _PARTS)
-        scratch: the surprises of the last reading
+        scratch: the surprises of the last reading, and its part of the joint evidence
     """
 
     device: Floats
-    shared: Floats
+    plugins: Floats
     own: Floats
     parts: Floats
 
 
 @kernel
 def views(n: int, kept: Floats, scratch: Floats) -> Scores:
-    """Lay the arrays over a device's state (zeros are a fresh device) and over scratch that any device may share."""
+    """Lay the arrays over a device's state (zeros are a fresh device) and over scratch that devices may share."""
     return Scores(
         kept[:_DEVICE],
-        kept[_DEVICE:_SHARED].reshape(EXTRA + 1, _HISTOGRAM),
+        kept[_DEVICE:_SHARED].reshape(EXTRA, _PLUGIN),
         kept[_SHARED : _SHARED + n * _OWN].reshape(n, _OWN),
         scratch[: n * _PARTS].reshape(n, _PARTS),
     )
 
 
-_WARM = 50.0
-"""Readings of a sensor before it can surprise, as many as the shortest of a benchmark's series can spare."""
-_READY = 30.0
-"""Readings that fill a range before leaving it means anything."""
-_GROW = 3.0
-"""A range grows by no more than so many of its widths at a reading: a glitch does not blind it."""
-_EPOCH = 8_192.0
-"""Readings of an epoch; a range is that of this epoch and the one before."""
-_FADE = 2.0 ** (1.0 / 10_000.0)
-"""Growth of the weight of a new reading in a histogram: half-life 10,000 readings."""
-
-
 @kernel
 def _rate(half_life: float, count: float) -> float:
     """Learning rate of a mean with this half-life, as fast as a plain mean at first."""
-    return max(1.0 - 0.5 ** (1.0 / half_life), 1.0 / (count + 1.0))
+    return float(max(1.0 - 0.5 ** (1.0 / half_life), 1.0 / (count + 1.0)))
 
 
 @kernel
-def _clipped(x: float, limit: float) -> float:
+def _cut(x: float, limit: float) -> float:
+    """The number, no further from zero than the limit."""
     return min(max(x, -limit), limit)
 
 
-@kernel
-def _surprise(histogram: Floats, value: float, lowest: float, tail: float) -> float:
-    """-log10 of the share of earlier values at least this large.
-
-    Parameters
-    ----------
-    histogram: (BINS + 2,)
-        counts of log2(value), their total, and the weight that the next value will have
-    tail:
-        1 continues the histogram's slope beyond what was ever seen, 0 stays at one in all
-    """
-    if value <= 0.0:
-        return 0.0
-    place = (log2(value) - lowest) * _PER_OCTAVE
-    if place <= 0.0:
-        return 0.0
-    bin_ = min(BINS - 1, int(place))
-    total, weight = histogram[BINS], max(histogram[BINS + 1], 1.0)
-    above = -min(1.0, place - bin_) * histogram[bin_]
-    for k in range(bin_, BINS):
-        above += histogram[k]
-    found = max(0.0, -log10((max(above, 0.0) + weight) / (total + weight)))
-    if tail > 0.0 and total > 100.0 * weight:
-        found = max(found, _beyond(histogram, place))
-    return min(found, HIGHEST)
+_LARGEST_VALUE = 1e100
+"""Values are cut to this, so that no square overflows."""
+_FINEST, _TINY = 1e-9, 1e-30
+"""Smallest change of any meaning, as a share of the level, and at all."""
 
 
 @kernel
-def _beyond(histogram: Floats, place: float) -> float:
-    """The surprise by the slope between the values exceeded by 30 % and by 2 %, where it is beyond the latter."""
-    total = histogram[BINS]
-    high, common, rare = 0.0, 0.3 * total, 0.02 * total
-    top, i = -1.0, BINS - 1
-    while i > 0:
-        new = high + histogram[i]
-        if top < 0.0 and new >= rare:
-            top = i + 1.0 - (rare - high) / histogram[i]
-            if place <= top:
-                return 0.0
-        if new >= common:
-            break
-        high = new
-        i -= 1
-    bottom = i + 1.0 - (common - high) / (histogram[i] + 1e-9)
-    return 1.7 + 1.18 * (place - top) / max(top - bottom, 1.0)
+def _finest(x: float) -> float:
+    return _FINEST * abs(x) + _TINY
+
+
+# ---- novelty --------------------------------------------------------------------------------------------------------
+
+_EPOCH = 8_192.0
+"""Readings of an epoch; a range is that of this epoch and the one before."""
+_GROW = 3.0
+"""A range grows by no more than so many of its widths at a reading: a glitch does not blind it."""
+_DAY_SECONDS = 86_400.0
+_DAY_RATE = 0.1
+"""Least learning rate of an hour of the day."""
+_QUICK, _MIDDLE, _SLOW = 8.0, 100.0, 800.0
+"""Half-lives of the means whose differences are watched: bands of an hour, a day, a week of five-minute readings."""
 
 
 @kernel
-def _learn(histogram: Floats, value: float, lowest: float) -> None:
-    """Count a value; earlier ones fade, since each new one weighs a little more."""
-    bin_ = 0
-    if value > 0.0:
-        bin_ = int(min(max((log2(value) - lowest) * _PER_OCTAVE, 0.0), BINS - 1.0))
-    weight = max(histogram[BINS + 1], 1.0) * _FADE
-    histogram[bin_] += weight
-    histogram[BINS] += weight
-    if weight > 1e9:
-        for k in range(BINS + 1):
-            histogram[k] /= weight
-        weight = 1.0
-    histogram[BINS + 1] = weight
-
-
-@kernel
-def _excess(own: Floats, parts: Floats, k: int, value: float) -> float:
-    """How far a signal leaves the range it had in this epoch and the one before, in widths of it; then widen it."""
+def _outside(own: Floats, k: int, value: float) -> float:
+    """How far a signal leaves its range, in widths of it; then widen it."""
     if own[_COUNT] == 0.0:
         own[_LOW + k] = own[_HIGH + k] = own[_LOW_BEFORE + k] = own[_HIGH_BEFORE + k] = value
     low = min(own[_LOW + k], own[_LOW_BEFORE + k])
     high = max(own[_HIGH + k], own[_HIGH_BEFORE + k])
-    width = high - low + 1e-9 * (abs(high) + abs(low)) + 1e-30
-    outside = 0.0
+    width = high - low + _finest(abs(high) + abs(low))
+    excess = 0.0
     if own[_COUNT] > _READY:
-        outside = max(0.0, max(value - high, low - value)) / width
-        value = max(low - _GROW * width, min(high + _GROW * width, value))
+        excess = max(0.0, max(value - high, low - value)) / width
+        value = min(max(value, low - _GROW * width), high + _GROW * width)
     own[_LOW + k] = min(own[_LOW + k], value)
     own[_HIGH + k] = max(own[_HIGH + k], value)
-    return outside
+    return excess
 
 
 @kernel
 def _novelty(own: Floats, parts: Floats, x: float, time: float) -> None:
-    """Surprises of the four signals of one sensor at leaving their ranges."""
+    """Surprise at each signal's leaving its range: the value, two differences of means, the value for the hour."""
     count = own[_COUNT]
-    for k in range(3):
-        own[_MEANS + k] += _rate((8.0, 100.0, 800.0)[k], count) * (x - own[_MEANS + k])
+    own[_MEANS] += _rate(_QUICK, count) * (x - own[_MEANS])
+    own[_MEANS + 1] += _rate(_MIDDLE, count) * (x - own[_MEANS + 1])
+    own[_MEANS + 2] += _rate(_SLOW, count) * (x - own[_MEANS + 2])
     hour = int((time % _DAY_SECONDS) / _DAY_SECONDS * DAY_BINS) % DAY_BINS
-    off = x - own[_DAYS + hour] if own[_DAY_COUNTS + hour] > 0.0 else 0.0
-    own[_DAY_COUNTS + hour] += 1.0
-    own[_DAYS + hour] += max(0.1, 1.0 / own[_DAY_COUNTS + hour]) * (x - own[_DAYS + hour])
-    own[_OF_DAY] += _rate(8.0, count) * (off - own[_OF_DAY])
+    off = x - own[_DAY + hour] if own[_DAY_COUNT + hour] > 0.0 else 0.0
+    own[_DAY_COUNT + hour] += 1.0
+    own[_DAY + hour] += max(_DAY_RATE, 1.0 / own[_DAY_COUNT + hour]) * (x - own[_DAY + hour])
+    own[_OF_DAY] += _rate(_QUICK, count) * (off - own[_OF_DAY])
     for k in range(_SIGNALS):
-        if k == _VALUE:
-            value = x
-        elif k == _MIDDLE:
-            value = own[_MEANS + 0] - own[_MEANS + 1]
-        elif k == _SLOW:
-            value = own[_MEANS + 1] - own[_MEANS + 2]
+        if k == _NOVEL_VALUE:
+            signal = x
+        elif k == _NOVEL_MIDDLE:
+            signal = own[_MEANS] - own[_MEANS + 1]
+        elif k == _NOVEL_SLOW:
+            signal = own[_MEANS + 1] - own[_MEANS + 2]
         else:
-            value = own[_OF_DAY]
-        outside = _excess(own, parts, k, value)
-        parts[k] = _surprise(own[_HISTOGRAMS + k * _HISTOGRAM :], outside, -10.0, 0.0)
-        _learn(own[_HISTOGRAMS + k * _HISTOGRAM :], outside, -10.0)
+            signal = own[_OF_DAY]
+        start = _HISTOGRAMS + k * _HISTOGRAM
+        parts[k] = _rarity(own[start : start + _HISTOGRAM], _outside(own, k, signal))
     if (count + 1.0) % _EPOCH == 0.0:
         for k in range(_SIGNALS):
             own[_LOW_BEFORE + k], own[_HIGH_BEFORE + k] = own[_LOW + k], own[_HIGH + k]
             own[_LOW + k], own[_HIGH + k] = 1e300, -1e300
 
 
+# ---- changes --------------------------------------------------------------------------------------------------------
+
+
+_LEVEL_RATE, _ROUGH_RATE, _STIR_RATE, _GRAIN_RATE = 0.25, 0.15, 0.03, 0.005
+"""Learning rates: of the level that a jump has to leave, of noise, of the changes lately, of the typical change."""
+_LEVEL_LIMIT, _STIR_LIMIT, _GRAIN_LIMIT, _BEND_LIMIT = 3.0, 4.0, 3.0, 1e4
+"""How much of one reading they learn: in scales, in scales, in octaves, in typical changes."""
+_LEARNS_FREELY = 20.0
+"""Readings until the level's learning is cut short."""
+_RAMP_STEEP = 2.5
+"""A t statistic grows slowly, so that an octave of it says more."""
+_ENOUGH_CHANGES = 10.0
+"""Changes of a sensor until surprise at its changes counts in full: before, the typical change is a guess."""
+
+
 @kernel
-def _take(own: Floats, parts: Floats, k: int, value: float, lowest: float) -> None:
-    """One statistic's surprise, and learn it."""
-    parts[k] = _surprise(own[_HISTOGRAMS + k * _HISTOGRAM :], value, lowest, 1.0)
-    _learn(own[_HISTOGRAMS + k * _HISTOGRAM :], value, lowest)
+def _tail_of(own: Floats, statistic: int) -> Floats:
+    start = _TAIL_OF + (statistic - _JUMP) * _TAIL
+    return own[start : start + _TAIL]
+
+
+@kernel
+def _take(own: Floats, parts: Floats, statistic: int, value: float, steep: float) -> None:
+    """Score and learn one statistic."""
+    tail = _tail_of(own, statistic)
+    parts[statistic] = _beyond(tail, value, steep)
+    _learn_tail(tail, value)
 
 
 @kernel
 def _changes(own: Floats, parts: Floats, x: float, residual: float) -> None:
-    """Surprises of one sensor at how its value changes: a jump, noise, a ramp, no change."""
-    count = own[_COUNT]
-    change = x - own[_LAST]
-    size_ = abs(change)
-    scale = sqrt(own[_UNREST] ** 2 + 9.0 * own[_STEP] ** 2) + 1e-9 * abs(own[_LEVEL]) + 1e-30
+    """Surprise at how one sensor's value changes: a jump, a spike, noise, a ramp."""
+    count, last, before = own[_COUNT], own[_LAST], own[_BEFORE]
+    grain = 2.0 ** own[_GRAIN] if own[_CHANGED] > 0.0 else abs(x - last)
+    grain = max(grain, _finest(own[_LEVEL]))
+    stir = own[_STIR] / grain
+    scale = grain * sqrt(stir * stir + 1.0)
+    change = x - last
     # The return from an anomaly is none: a jump has to leave the level before it, too.
-    jump = min(size_, abs(x - own[_LEVEL])) / scale
-    _take(own, parts, _JUMP, jump, -4.0)
-    bend = min(abs(x - 2.0 * own[_LAST] + own[_BEFORE]) / scale, 12.0)
-    own[_CURVATURE] += 0.15 * (bend * bend - own[_CURVATURE])
-    _take(own, parts, _NOISE, sqrt(own[_CURVATURE]), -4.0)
-    own[_LEVEL] += 0.25 * _clipped(x - own[_LEVEL], 6.0 * scale)
-    own[_QUICK] += 0.206 * (x - own[_QUICK])
-    own[_LAGGING] += 0.034 * _clipped(x - own[_LAGGING], 30.0 * scale)
-    _take(own, parts, _RAMP, abs(own[_QUICK] - own[_LAGGING]) / scale, -4.0)
-    if count > 0.0:
-        _repeat(own, parts, change == 0.0)
-    rate = max(0.001, 1.0 / (count + 1.0))
-    local = max(0.02, 1.0 / (count + 1.0))
-    own[_UNREST] += local * (min(size_, 5.0 * scale if count > 20.0 else size_) - own[_UNREST])
-    limit = 8.0 * own[_STEP] + 1e-9 * abs(own[_LEVEL]) if count > 50.0 else size_
-    own[_STEP] += rate * (min(size_, limit) - own[_STEP])
+    jump = min(abs(change), abs(x - own[_LEVEL]))
+    if residual == residual:  # not NaN: nor is a jump that was forecast
+        jump = min(jump, abs(residual) * sqrt(own[_USUAL_ENERGY]))
+    _take(own, parts, _JUMP, jump / scale, 1.0)
+    up, down = last - before, last - x
+    # What stood out from both its neighbours is certain once the second is there.
+    _take(own, parts, _SPIKE, min(abs(up), abs(down)) / scale if up * down > 0.0 else 0.0, 1.0)
+    bend = log2(1.0 + min(abs(change - up) / grain, _BEND_LIMIT))
+    own[_ROUGH] += _ROUGH_RATE * (bend - own[_ROUGH])
+    # Noise is over when the value is back at its level, though its mean still remembers it.
+    rough = min(own[_ROUGH], 1.0 + log2(1.0 + min(abs(change), abs(x - own[_LEVEL])) / grain))
+    _take(own, parts, _NOISE, 2.0**rough, 1.0)
+    _take(own, parts, _RAMP, _ramp(own, x, change, grain), _RAMP_STEEP)
+    limit = _LEVEL_LIMIT * scale if count > _LEARNS_FREELY else abs(x - own[_LEVEL])
+    own[_LEVEL] += _LEVEL_RATE * _cut(x - own[_LEVEL], limit)
+    if change != 0.0:
+        own[_CHANGED] += 1.0
+        octave = log2(max(abs(change), 1e-300))
+        if own[_CHANGED] == 1.0:
+            own[_GRAIN] = octave
+        own[_GRAIN] += max(_GRAIN_RATE, 1.0 / own[_CHANGED]) * _cut(octave - own[_GRAIN], _GRAIN_LIMIT)
+    own[_STIR] += _STIR_RATE * (min(abs(change), _STIR_LIMIT * scale) - own[_STIR])
 
 
 @kernel
-def _repeat(own: Floats, parts: Floats, same: bool) -> None:
-    """Surprise at a value that stays equal: the share of earlier runs at least this long."""
-    if same:
-        own[_REPEATS] += 1.0
-        parts[_STUCK] = _surprise(own[_HISTOGRAMS + _STUCK * _HISTOGRAM :], 1.0 + own[_REPEATS], 0.0, 1.0)
+def _ramp(own: Floats, x: float, change: float, grain: float) -> float:
+    """How far the value went in 16 readings, as a t statistic: against what a random walk of such steps would go."""
+    place = _RING + int(own[_COUNT]) % _RING_LENGTH
+    after = _RING + (int(own[_COUNT]) + 1) % _RING_LENGTH
+    own[_PATH] += change * change
+    went = x - own[place]
+    ratio = went * went / (own[_PATH] + grain * grain)
+    own[_PATH] = max(own[_PATH] - (own[after] - own[place]) ** 2, 0.0)
+    own[place] = x
+    return sqrt(ratio / (max(_RING_LENGTH - ratio, 0.0) / (_RING_LENGTH - 1.0) + 0.05))
+
+
+_LONGEST_LEARNT = 200.0
+"""Longest run that the mean length of runs learns."""
+_RUN_RATE = 0.05
+"""Learning rate of the mean length of runs."""
+_FORGET_RECORD = 0.9999
+"""What is left of a record after another run has ended."""
+
+
+@kernel
+def _unlikely(run: float, usual: float) -> float:
+    """-ln of the chance of a run this long where runs have this mean length (geometric)."""
+    return run * log((usual + 1.05) / (usual + 0.05))
+
+
+_CERTAIN = 3.0
+"""Surprise at a run beyond any record: an alarm, but longer is not more of one."""
+_ENDLESS_RUN = (20.0, 400.0)
+_ENDLESS_ABSENCE = (2.0, 5.0)
+_ENDLESS_GAP = (3.0, 20.0)
+"""What makes a run one beyond record: so many times the longest, and so many readings (intervals) more."""
+
+
+@kernel
+def _record(run: float, longest: float, times: float, more: float) -> float:
+    """Surprise at a run that is far longer than any before."""
+    return _CERTAIN if run > times * longest + more else 0.0
+
+
+@kernel
+def _repeats(own: Floats, parts: Floats, change: float) -> None:
+    """Surprise at a value that stays equal: by the usual length of such runs, and by the longest."""
+    if change == 0.0:
+        own[_RUN] += 1.0
+        _take(own, parts, _STUCK, _unlikely(own[_RUN], own[_USUAL_RUN]), 1.0)
+        parts[_ENDLESS] = _record(own[_RUN], own[_LONGEST_RUN], *_ENDLESS_RUN)
         return
-    _learn(own[_HISTOGRAMS + _STUCK * _HISTOGRAM :], 1.0 + own[_REPEATS], 0.0)
-    own[_LONGEST] = max(own[_LONGEST] * 0.999, own[_REPEATS])
-    own[_REPEATS] = 0.0
+    own[_USUAL_RUN] += _RUN_RATE * (min(own[_RUN], _LONGEST_LEARNT) - own[_USUAL_RUN])
+    own[_LONGEST_RUN] = max(_FORGET_RECORD * own[_LONGEST_RUN], own[_RUN])
+    own[_RUN] = 0.0
+    _learn_tail(_tail_of(own, _STUCK), 0.0)
+
+
+_FAILED = 1.7
+"""A zero counts for more than its rarity: it is what a sensor gives that has failed."""
 
 
 @kernel
-def _persistent(own: Floats, parts: Floats, x: float) -> None:
-    """How far one sensor's fast mean is from its steady one, and how much its changes exceed the usual."""
-    count = own[_COUNT]
-    spread = sqrt(own[_VARIANCE]) + 1e-9 * abs(own[_STEADY]) + 1e-30
-    own[_FAST] += _rate(2.0, count) * (x - own[_FAST])
-    change = (x - own[_LAST]) * (x - own[_LAST])
-    usual = own[_USUAL]
-    own[_ENERGY] += _rate(12.0, count) * (min(change, 1e4 * usual if count > _READY else change) - own[_ENERGY])
-    parts[_APART] = min(abs(own[_FAST] - own[_STEADY]) / spread, 10.0)
+def _zero(own: Floats, parts: Floats, x: float) -> None:
+    """Surprise at a zero: what a sensor gives that has failed."""
+    if x == 0.0:
+        parts[_ZERO] = _FAILED * log10((own[_COUNT] + 1.0) / (own[_ZEROS] + 1.0))
+        own[_ZEROS] += 1.0
+
+
+# ---- unrest ---------------------------------------------------------------------------------------------------------
+
+
+_FAST_HALF_LIFE, _STEADY_HALF_LIFE = 2.0, 300.0
+_ENERGY_HALF_LIFE, _USUAL_HALF_LIFE = 12.0, 3_000.0
+"""Half-lives of the two means and of the two energies that are compared, in readings."""
+_STEADY_LIMIT, _USUAL_LIMIT, _ENERGY_LIMIT = 2.0, 9.0, 1e4
+"""What the steady mean learns (sd), and what the usual and the present energy learn (times the usual one)."""
+_APART_LIMIT = 10.0
+"""Most standard deviations that a level can be off."""
+
+
+@kernel
+def _unrest(own: Floats, parts: Floats, x: float) -> None:
+    """How far one sensor's level is from its steady mean (in sd), and how far the energy of its changes is up."""
+    count, usual = own[_COUNT], own[_USUAL_ENERGY]
+    spread = sqrt(own[_VARIANCE]) + _finest(own[_STEADY])
+    own[_FAST] += _rate(_FAST_HALF_LIFE, count) * (x - own[_FAST])
+    change = (x - own[_LAST]) ** 2
+    settled = count > _READY
+    own[_ENERGY] += _rate(_ENERGY_HALF_LIFE, count) * (
+        min(change, _ENERGY_LIMIT * usual if settled else change) - own[_ENERGY]
+    )
+    parts[_APART] = min(abs(own[_FAST] - own[_STEADY]) / spread, _APART_LIMIT) * min(1.0, count / _STEADY_HALF_LIFE)
     parts[_EXCITED] = log1p(own[_ENERGY] / usual) if usual > 0.0 else 0.0
-    rate = _rate(300.0, count)
     off = x - own[_STEADY]
-    if count > _READY:
-        off = _clipped(off, 2.0 * spread)
+    if settled:
+        off = _cut(off, _STEADY_LIMIT * spread)
+    rate = _rate(_STEADY_HALF_LIFE, count)
     own[_STEADY] += rate * off
     own[_VARIANCE] = (1.0 - rate) * (own[_VARIANCE] + rate * off * off)
-    own[_USUAL] += _rate(3_000.0, count) * (min(change, 9.0 * usual if count > _READY else change) - usual)
+    own[_USUAL_ENERGY] += _rate(_USUAL_HALF_LIFE, count) * (
+        min(change, _USUAL_LIMIT * usual if settled else change) - usual
+    )
 
 
 @kernel
-def _value(own: Floats, parts: Floats, x: float, time: float, residual: float) -> None:
+def _joint(parts: Floats) -> float:
+    """How far the levels are off on average, times the unrest of the calmest sensor."""
+    return float(parts[:, _APART].mean() * parts[:, _EXCITED].min())
+
+
+@kernel
+def _most_restless(parts: Floats) -> int:
+    """The sensor with the largest share of the unrest."""
+    most = 0
+    for s in range(1, parts.shape[0]):
+        if parts[s, _APART] * parts[s, _EXCITED] > parts[most, _APART] * parts[most, _EXCITED]:
+            most = s
+    return most
+
+
+# ---- a reading ------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _begin(own: Floats, x: float) -> None:
+    """A sensor's first value."""
+    own[_LAST] = own[_BEFORE] = own[_LEVEL] = own[_FAST] = own[_STEADY] = x
+    own[_MEANS : _MEANS + 3] = x
+    own[_RING : _RING + _RING_LENGTH] = x
+    own[_USUAL_RUN] = 1.0
+
+
+@kernel
+def _value(own: Floats, parts: Floats, x: float, residual: float, time: float) -> None:
     """Score and learn one sensor's value."""
     if own[_COUNT] == 0.0:
-        own[_LAST] = own[_BEFORE] = own[_LEVEL] = x
-        own[_QUICK] = own[_LAGGING] = own[_FAST] = own[_STEADY] = x
-        own[_MEANS : _MEANS + 3] = x
+        _begin(own, x)
     _novelty(own, parts, x, time)
     _changes(own, parts, x, residual)
-    _persistent(own, parts, x)
-    if own[_ABSENT] > 0.0:
-        own[_LONGEST_ABSENT] = max(own[_LONGEST_ABSENT] * 0.999, own[_ABSENT])
-    _learn(own[_HISTOGRAMS + _MISSING * _HISTOGRAM :], 1.0 + own[_ABSENT], 0.0)
+    if own[_CHANGED] > 0.0:
+        _repeats(own, parts, x - own[_LAST])
+    own[_LONGEST_ABSENT] = max(_FORGET_RECORD * own[_LONGEST_ABSENT], own[_ABSENT])
     own[_ABSENT] = 0.0
-    own[_BEFORE], own[_LAST] = own[_LAST], x
+    _zero(own, parts, x)
+    _unrest(own, parts, x)
+    if own[_CHANGED] < _ENOUGH_CHANGES:
+        parts[_JUMP:_MISSING] *= own[_CHANGED] / _ENOUGH_CHANGES
     if own[_COUNT] < _WARM:
         parts[:] = 0.0
-    parts[_APART] *= min(1.0, own[_COUNT] / 300.0)
+    own[_BEFORE], own[_LAST] = own[_LAST], x
     own[_COUNT] += 1.0
 
 
 @kernel
 def _no_value(own: Floats, parts: Floats) -> None:
-    """Score and learn that one sensor gave no value."""
-    if own[_COUNT] == 0.0:
-        return
+    """Score that one sensor gave no value."""
     own[_ABSENT] += 1.0
-    if own[_COUNT] > _WARM:
-        parts[_MISSING] = _surprise(own[_HISTOGRAMS + _MISSING * _HISTOGRAM :], 1.0 + own[_ABSENT], 0.0, 1.0)
-
-
-_WEIGHTS = (1.0, 0.3, 0.3, 0.3, 1.0, 1.0, 1.0, 1.0, 1.0)
-_BAND = 0.3
+    if own[_COUNT] >= _WARM:
+        parts[_MISSING] = _record(own[_ABSENT], own[_LONGEST_ABSENT], *_ENDLESS_ABSENCE)
 
 
 @kernel
-def score(
-    scores: Scores, time: float, gap: float, x: Floats, residual: Floats, extra: Floats, into: Floats
-) -> None:
-    """Score a reading against what came before, then learn it."""
+def _silence(scores: Scores, gap: float) -> float:
+    """Surprise at a gap between readings that is far longer than any before."""
+    found = 0.0
+    if scores.device[_READINGS] >= _WARM:
+        found = _record(gap, scores.device[_LONGEST_GAP], *_ENDLESS_GAP)
+    if scores.device[_READINGS] > 0.0:
+        scores.device[_LONGEST_GAP] = max(_FORGET_RECORD * scores.device[_LONGEST_GAP], gap)
+    scores.device[_READINGS] += 1.0
+    return found
+
+
+_STRANGE_LIMIT = 8.0
+"""Standard deviations of strangeness that are learnt of one reading."""
+
+
+@kernel
+def _strange(plugin: Floats, value: float) -> float:
+    """Surprise at a plug-in detector's strangeness, whatever its unit."""
+    if not abs(value) <= _LARGEST_VALUE:
+        return 0.0
+    count = plugin[0]
+    spread = sqrt(plugin[2]) + _finest(plugin[1])
+    off = value - plugin[1] if count > 0.0 else 0.0
+    found = _rarity(plugin[3:], max(off, 0.0) / spread)
+    rate = max(1.0 / (count + 1.0), 1.0 - 1.0 / _FADE)
+    off = _cut(off, _STRANGE_LIMIT * spread) if count > _READY else off
+    plugin[1] += rate * off if count > 0.0 else value
+    plugin[2] = (1.0 - rate) * (plugin[2] + rate * off * off)
+    plugin[0] += 1.0
+    return found if count >= _WARM else 0.0
+
+
+_ALONE = (1.0, 0.3, 0.3, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+"""Weights of the surprises where a device has one sensor: the value's own novelty is the most certain."""
+_TOGETHER = (0.7, 0.7, 0.7, 0.7, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""The same with several sensors."""
+_BAND = 0.1
+"""What lasts stays below this surprise where a device has one sensor: no second one confirms it."""
+_UNREST_WEIGHT = 0.6
+"""Surprise per unit of joint unrest, such that it is heard above single sensors when it is certain."""
+_DETECTOR_WEIGHT = 0.3
+"""A plug-in's surprise counts as little as any second opinion."""
+_TRACE_LEFT = 0.5 ** (1.0 / 120.0)
+"""What was reported is remembered with a half-life of 120 readings."""
+_REFRACTORY_FLOOR = 0.15
+"""Share of a surprise that is always reported."""
+
+
+@kernel
+def _refracted(scores: Scores, surprise: float) -> float:
+    """A surprise less what was reported lately: an event on a single sensor is reported at its onset."""
+    trace = scores.device[_TRACE] * _TRACE_LEFT
+    scores.device[_TRACE] = max(trace, surprise)
+    return float(max(surprise - trace, _REFRACTORY_FLOOR * surprise))
+
+
+@kernel
+def _of_sensor(parts: Floats, into: Floats, s: int, n: int) -> float:
+    """Join one sensor's surprises; where it is the loudest so far, name it and its kind. Returns what is lasting."""
+    own, lasting, alone = 0.0, 0.0, n == 1
+    for k in range(_STATISTICS):
+        u = parts[k] * (_ALONE[k] if alone else _TOGETHER[k])
+        if alone and _JUMP <= k < _ENDLESS:
+            u = _BAND * parts[k] / (1.0 + parts[k])
+            lasting = max(lasting, u)
+        elif k >= _ENDLESS:
+            lasting = max(lasting, u)
+        if u > into[3]:
+            into[1], into[2], into[3] = s, _KIND_OF[k], u
+        own = max(own, u)
+    into[4 + s] = min(own, HIGHEST)
+    return lasting
+
+
+@kernel
+def score(scores: Scores, time: float, gap: float, x: Floats, residual: Floats, extra: Floats, into: Floats) -> None:
+    """Score a reading against what came before, then learn it.
+
+    Parameters
+    ----------
+    time:
+        s since 1970, UTC
+    gap:
+        time since the last reading, in typical intervals
+    x: (n,)
+        the values, NaN where a sensor gave none
+    residual: (n,)
+        off the forecast, in units of the sensor's typical step; NaN where there was no forecast
+    extra: (m,)
+        strangeness by plug-in detectors, m <= EXTRA
+    into: (4 + n,)
+        gets the surprise (0 to 15.9, the score in [0, 1] is 1 - 10**-surprise), the strangest sensor (-1: none), its
+        kind (an index of KINDS), the surprise before the refractory period, and each sensor's own
+    """
     n = x.size
+    into[:] = 0.0
+    into[1] = -1.0
     scores.parts[:] = 0.0
+    lasting = 0.0
     for s in range(n):
-        if x[s] == x[s]:  # noqa: PLR0124  # not NaN
-            _value(scores.own[s], scores.parts[s], _clipped(x[s], 1e100), time, residual[s])
+        parts = scores.parts[s]
+        if abs(x[s]) < inf:  # neither NaN nor infinite
+            _value(scores.own[s], parts, _cut(x[s], _LARGEST_VALUE), residual[s], time)
         else:
-            _no_value(scores.own[s], scores.parts[s])
-    onset, sensor, kind = 0.0, -1, 0
-    best = 0.0
-    for s in range(n):
-        own = 0.0
-        for k in range(_STATISTICS):
-            u = _WEIGHTS[k] * scores.parts[s, k]
-            if n == 1 and k >= _SIGNALS:
-                u = _BAND * u / (1.0 + u)
-            own = max(own, u)
-            if u > best:
-                best, sensor, kind = u, s, _KIND_OF[k]
-        into[4 + s] = own
-    joint = 0.0
+            _no_value(scores.own[s], parts)
+        lasting = max(lasting, _of_sensor(parts, into, s, n))
+    silence = _silence(scores, gap)
+    if silence > into[3]:
+        into[1], into[2], into[3] = -1.0, MISSING, silence
+    for k in range(min(extra.size, EXTRA)):
+        strange = _DETECTOR_WEIGHT * _strange(scores.plugins[k], extra[k])
+        if strange > into[3]:
+            into[1], into[2], into[3] = -1.0, DETECTOR, strange
     if n > 1:
-        joint = scores.parts[:, _APART].sum() * scores.parts[:, _EXCITED].sum()
-    into[0] = best
-    into[1] = sensor
-    into[2] = kind
-    into[3] = max(best, joint)
-    onset = best
-    if n == 1:
-        trace = scores.device[_TRACE] * 0.5 ** (1.0 / 120.0)
-        into[0] = max(onset - trace, 0.15 * onset)
-        scores.device[_TRACE] = max(trace, onset)
-    else:
-        into[0] = max(onset, joint)
+        unrest = _UNREST_WEIGHT * _joint(scores.parts)
+        if unrest > into[3]:
+            into[1], into[2], into[3] = _most_restless(scores.parts), UNREST, unrest
+    into[3] = min(into[3], HIGHEST)
+    into[0] = max(_refracted(scores, into[3]), lasting) if n == 1 else into[3]

@@ -6,7 +6,8 @@ One buffer makes a state that is written in one piece, copied in one piece, and 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,13 +89,19 @@ def header(config: LearnerConfig, n: int) -> Integers:
         list(Drift).index(config.drift),
         len(config.detectors),
         int(config.skip),
-        scoring.size.py_func(n),
-        scoring.scratch_size.py_func(n),
+        _plain(scoring.size)(n),
+        _plain(scoring.scratch_size)(n),
         len(architecture.sizes),
         len(own),
         len(shared),
     ]
     return np.array([*first, *architecture.sizes, *own, *shared], dtype=np.int64)
+
+
+def _plain(kernel: Any) -> Callable[[int], int]:
+    """The Python function that a kernel was made of: Flink's threads must not call the kernel."""
+    function: Callable[[int], int] = kernel.py_func
+    return function
 
 
 NETWORK = "network"

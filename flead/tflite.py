@@ -32,6 +32,7 @@ FINEST = 2.0**-7
 SMALLEST = 1e-30
 """Scales below are taken for 0: they and their products must not leave float32."""
 DENSE_VERSION, DENSE_INT8_VERSION, UNARY_VERSION, UNARY_INT8_VERSION = 1, 12, 1, 2
+ADD_VERSION, ADD_INT8_VERSION = 1, 2
 """Kernel versions, as in TensorFlow's `op_version.cc`; every runtime that takes FULLY_CONNECTED in version 12 knows one
 weight scale per output, and an older one refuses the model instead of misreading it."""
 
@@ -144,6 +145,14 @@ class Graph:
         self._operator(operator, UNARY_VERSION if grid is None else UNARY_INT8_VERSION, [x], out)
         return out
 
+    def add(self, x: int, y: int, name: str, width: int, grid: Grid | None) -> int:
+        """The sum of two results; its grid is not finer than theirs."""
+        scales = [inputs.scale for inputs in (self._grids[x], self._grids[y]) if inputs is not None]
+        out = self.tensor(name, width, grid and Grid(max(grid.scale, *scales), grid.zero))
+        version = ADD_VERSION if grid is None else ADD_INT8_VERSION
+        self._operator("ADD", version, [x, y], out, self._schema.AddOptionsT())
+        return out
+
     def finish(self, x: int, out: int, metadata: Mapping[str, str]) -> bytes:
         """The file: from input `x` to output `out`."""
         import flatbuffers
@@ -196,13 +205,14 @@ class Graph:
 
     def _operator(self, operator: str, version: int, inputs: list[int], out: int, options: Any = None) -> None:
         code = (getattr(self._schema.BuiltinOperator, operator), version)
-        kind = self._schema.BuiltinOptions.FullyConnectedOptions if options else self._schema.BuiltinOptions.NONE
+        # Options are named after their class, AddOptionsT for one, less the T.
+        kind = type(options).__name__[:-1] if options else "NONE"
         self._graph.operators.append(
             self._schema.OperatorT(
                 opcodeIndex=self._codes.setdefault(code, len(self._codes)),
                 inputs=inputs,
                 outputs=[out],
-                builtinOptionsType=kind,
+                builtinOptionsType=getattr(self._schema.BuiltinOptions, kind),
                 builtinOptions=options,
             )
         )

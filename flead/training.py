@@ -70,8 +70,8 @@ def gradient(theta: Vector, architecture: Architecture, batch: Examples) -> Vect
 
 
 def train(
-    theta: Vector, architecture: Architecture, examples: Examples, rng: np.random.Generator, *, epochs: int, rate: float,
-    batch: int = 32, average: float = 0.0, cosine: bool = False,
+    theta: Vector, architecture: Architecture, examples: Examples, rng: np.random.Generator, *, epochs: int,
+    rate: float, batch: int = 32, average: float = 0.0, cosine: bool = False,
 ) -> Vector:  # fmt: skip
     """Train by Adam on shuffled batches; gives new parameters, (parameter_count,).
 

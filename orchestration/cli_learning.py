@@ -271,11 +271,11 @@ def _personalised(report: dict[str, Any]) -> Table:
             skill = _figure(report["skill"][horizon][sensor]["personalised"])
             cells += [
                 f"{skill} ({_figure(low)} to {_figure(high)})",
-                f"{report['rmse'][horizon][sensor]['personalised']:.4g}",
+                _figure(report["rmse"][horizon][sensor]["personalised"], ".4g"),
             ]
         table.add_row(sensor, *cells)
     return table
 
 
-def _figure(value: float | None) -> str:
-    return f"{value:.3f}" if value is not None and value == value else "-"  # not NaN
+def _figure(value: float | None, form: str = ".3f") -> str:
+    return f"{value:{form}}" if value is not None and value == value else "-"  # not NaN

@@ -27,7 +27,7 @@ from tests import fixtures_run
 
 NAMED = {
     "up", "down", "status", "logs", "produce", "consume", "serve", "learn", "archive",
-    "data download", "data simulate", "data check",
+    "data download", "data simulate", "data check", "evaluate", "detect", "export",
 }  # fmt: skip
 HEAVY = {"confluent_kafka", "matplotlib", "numba", "numpy", "pydantic", "pymongo", "pyflink", "sklearn"}
 
@@ -281,7 +281,7 @@ class TestCheck:
             (b"\n\n", "holds no readings"),
             (b"%PDF-1.7\n\x00\xff[/x]", "has no known format"),
             (b"time,x\n2024-01-01,1\n", "has no known format"),
-            (b"timestamp,device_id\n2024-01-01,a\n", "the header names no sensor"),
+            (b"timestamp,device_id\n2024-01-01,a\n", "no column beside timestamp and device_id holds a number"),
             (gzip.compress(CSV)[:40], "is a corrupt or truncated gzip file"),
         ],
     )

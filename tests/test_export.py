@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import zipfile
 from collections.abc import Callable
@@ -31,17 +32,23 @@ from flead.export import (
     to_tflite,
     to_tflite_int8,
 )
+from flead.features import CLIP
 from flead.network import Architecture, Vector, forward, initial, layers
-from flead.scaling import CLIP
 
 architectures = st.builds(
-    Architecture, st.integers(1, 60), st.lists(st.integers(1, 64), max_size=3).map(tuple), st.integers(1, 8)
+    Architecture,
+    st.integers(1, 60),
+    st.lists(st.integers(1, 64), max_size=3).map(tuple),
+    st.integers(1, 8),
+    st.booleans(),
 )
 seeds = st.integers(0, 2**32)
 strings = st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=40), max_size=4)
 few = settings(deadline=None, max_examples=40)
 
 TYPICAL = Architecture(60, (32, 16), 8)
+DEFAULT = Architecture(61, (32,), 8, skip=True)
+typical = pytest.mark.parametrize("architecture", [TYPICAL, DEFAULT], ids=str)
 ABOUT = {"device": "mote-7", "cohort": "humidity,light,temperature", "version": "12", "sensors": "Größe, 温度"}
 
 
@@ -126,10 +133,19 @@ class TestTheNumbers:
         assert loss.rmse < 0.05 * span
         assert loss.max_abs < 0.15 * span
 
-    def test_int8_holds_on_inputs_that_it_was_not_calibrated_on(self) -> None:
-        theta = parameters(TYPICAL, 1)
-        lite = LiteModel(to_tflite_int8(theta, TYPICAL, normalised(TYPICAL, 2, count=500)))
-        assert agreement(numpy_model(theta, TYPICAL), lite.predict, normalised(TYPICAL, 3)).relative_rmse < 0.03
+    @typical
+    def test_int8_holds_on_inputs_that_it_was_not_calibrated_on(self, architecture: Architecture) -> None:
+        theta, samples = parameters(architecture, 1), normalised(architecture, 3)
+        lite = LiteModel(to_tflite_int8(theta, architecture, normalised(architecture, 2, count=500)))
+        assert agreement(numpy_model(theta, architecture), lite.predict, samples).relative_rmse < 0.03
+
+    def test_int8_keeps_both_parts_of_an_output_whichever_is_the_larger(self) -> None:
+        theta, samples = parameters(DEFAULT, 1), normalised(DEFAULT, 1)
+        for rows, factor in itertools.product((slice(0, 32), slice(32, -1)), (0.0, 1e-9, 1e-3, 1e3)):
+            scaled = theta.copy()
+            layers(scaled, DEFAULT)[-1][rows] *= factor
+            lite = LiteModel(to_tflite_int8(scaled, DEFAULT, samples))
+            assert agreement(numpy_model(scaled, DEFAULT), lite.predict, samples).relative_rmse < 0.03
 
     def test_int8_rounds_to_the_nearest_step_and_cuts_off_what_lies_beyond_its_samples(self) -> None:
         lite = LiteModel(to_tflite_int8(np.array([1.0, 0.0]), Architecture(1, (), 1), np.array([[-1.0], [1.0]])))
@@ -147,11 +163,12 @@ class TestTheNumbers:
         (before,) = (t for t in Interpreter(model_content=raw).get_tensor_details() if t["name"] == "h0")
         assert before["quantization"][0] * 127.0 == pytest.approx(math.atanh(1.0 - 1 / 256), rel=0.01)
 
+    @typical
     @pytest.mark.parametrize("factor", [0.0, 1e-60, 1e-25, 1e-3, 1e9])
-    def test_int8_takes_parameters_of_any_size(self, factor: float) -> None:
-        theta, samples = parameters(TYPICAL, 1), normalised(TYPICAL, 1)
-        layers(theta, TYPICAL)[-1][:] *= factor
-        network, lite = numpy_model(theta, TYPICAL), LiteModel(to_tflite_int8(theta, TYPICAL, samples))
+    def test_int8_takes_parameters_of_any_size(self, factor: float, architecture: Architecture) -> None:
+        theta, samples = parameters(architecture, 1), normalised(architecture, 1)
+        layers(theta, architecture)[-1][:] *= factor
+        network, lite = numpy_model(theta, architecture), LiteModel(to_tflite_int8(theta, architecture, samples))
         assert agreement(network, lite.predict, samples).rmse <= 0.03 * np.std([network(x) for x in samples]) + 1e-45
 
     def test_int8_takes_biases_far_beyond_the_weights(self) -> None:
@@ -179,15 +196,17 @@ class TestTheNumbers:
 
 
 class TestTheFile:
-    def test_is_small(self) -> None:
-        assert len(int8(TYPICAL, 1)) < 6_000
-        assert len(to_tflite(parameters(TYPICAL, 1), TYPICAL)) < 12_000
+    @typical
+    def test_is_small(self, architecture: Architecture) -> None:
+        assert len(int8(architecture, 1)) < 6_000
+        assert len(to_tflite(parameters(architecture, 1), architecture)) < 13_000
 
-    def test_is_the_same_every_time(self) -> None:
-        theta = parameters(TYPICAL, 1)
+    @typical
+    def test_is_the_same_every_time(self, architecture: Architecture) -> None:
+        theta = parameters(architecture, 1)
         for export in (to_tflite, to_onnx, to_npz):
-            assert export(theta, TYPICAL, ABOUT) == export(theta, TYPICAL, ABOUT)
-        assert int8(TYPICAL, 1, **ABOUT) == int8(TYPICAL, 1, **ABOUT)
+            assert export(theta, architecture, ABOUT) == export(theta, architecture, ABOUT)
+        assert int8(architecture, 1, **ABOUT) == int8(architecture, 1, **ABOUT)
 
     def test_names_its_input_and_its_output(self) -> None:
         for raw, kind in ((to_tflite(parameters(TYPICAL, 1), TYPICAL), np.float32), (int8(TYPICAL, 1), np.int8)):
@@ -209,8 +228,9 @@ class TestTheFile:
         still = to_tflite_int8(np.array([1.0, -1.0]), Architecture(1, (), 1), np.full((9, 1), 1.0 + 1e-9))
         Interpreter(model_content=still).allocate_tensors()
 
-    def test_of_int8_holds_no_float(self) -> None:
-        interpreter = Interpreter(model_content=int8(TYPICAL, 1))
+    @typical
+    def test_of_int8_holds_no_float(self, architecture: Architecture) -> None:
+        interpreter = Interpreter(model_content=int8(architecture, 1))
         assert {tensor["dtype"] for tensor in interpreter.get_tensor_details()} == {np.int8, np.int32}
 
     def test_of_int8_gives_tanh_the_grid_that_tflite_demands(self) -> None:
@@ -222,11 +242,13 @@ class TestTheFile:
         buffers = [model.Buffers(number)._tab for number in range(1, model.BuffersLength())]
         assert {table.Vector(table.Offset(4)) % 16 for table in buffers} == {0}
 
-    def test_of_onnx_is_valid_and_takes_any_number_of_inputs_at_once(self) -> None:
-        raw = to_onnx(parameters(TYPICAL, 1), TYPICAL)
+    @typical
+    def test_of_onnx_is_valid_and_takes_any_number_of_inputs_at_once(self, architecture: Architecture) -> None:
+        raw = to_onnx(parameters(architecture, 1), architecture)
         onnx.checker.check_model(onnx.load_model_from_string(raw), full_check=True)
         session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
-        assert session.run(None, {"x": np.zeros((5, 60), dtype=np.float32)})[0].shape == (5, 8)
+        x = np.zeros((5, architecture.input_size), dtype=np.float32)
+        assert session.run(None, {"x": x})[0].shape == (5, 8)
 
 
 class TestTheMetadata:
@@ -251,7 +273,9 @@ class TestTheMetadata:
 
 
 def npz(**arrays: Any) -> bytes:
-    good: dict[str, Any] = {"theta": np.zeros(13), "sizes": np.array([2, 3, 1]), "activation": "tanh", "metadata": "{}"}
+    good: dict[str, Any] = {
+        "theta": np.zeros(13), "sizes": np.array([2, 3, 1]), "skip": False, "activation": "tanh", "metadata": "{}"
+    }  # fmt: skip
     out = io.BytesIO()
     np.savez(out, **{name: value for name, value in (good | arrays).items() if value is not None})
     return out.getvalue()
@@ -330,6 +354,8 @@ class TestBytesThatAreNoModel:
             ({"sizes": np.array([13])}, "two or more positive integers"),
             ({"sizes": np.array([2, -3, 1])}, "two or more positive integers"),
             ({"sizes": np.array([2.0, 3.0, 1.0])}, "two or more positive integers"),
+            ({"skip": True}, r"2-3-1\+skip has 15 parameters"),
+            ({"skip": 1}, "skip must be true or false"),
             ({"activation": "swish"}, "hidden layers are tanh here, this network's are 'swish'"),
             ({"theta": None}, "no npz model"),
         ],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,25 +17,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from data.simulate import simulate
 from flead.errors import BadConfiguration, BadModel
-from flead.learner import STATE_LIMIT, Adoption, DeviceLearner, LearnerConfig, Outcome
-from flead.messages import LocalUpdate, ReadingLimits, cohort_of
-from flead.network import from_message
+from flead.features import PER_SENSOR, SHARED, WARM
+from flead.learner import STATE_LIMIT, DeviceLearner, Outcome, Outcomes, check
+from flead.learner_config import Adoption, Drift, LearnerConfig, Optimiser
+from flead.learning import LARGEST_STEP, LARGEST_SWING
+from flead.messages import LocalUpdate, cohort_of
+from flead.network import Vector, from_message
+from flead.scoring import KINDS
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
+BEGIN, INTERVAL = START.timestamp(), 30.0
 CONFIG = LearnerConfig()
-MAX_SENSORS = ReadingLimits().max_sensors
+MAX_SENSORS = 64
 Values = dict[str, float | None]
+Row = tuple[float, float | None, float | None]
 
-values = st.none() | st.floats(-1e15, 1e15) | st.sampled_from([0.0, 1e15, -1e15, 5e-324])
-rows = st.fixed_dictionaries({}, optional={"a": values, "b": values}).filter(bool)
-streams = st.lists(rows, min_size=1, max_size=120)
+CONFIGS = {
+    "as shipped": CONFIG,
+    "momentum": LearnerConfig(optimiser=Optimiser.MOMENTUM, skip=False, hidden_sizes=(8, 4), drift=Drift.NONE),
+    "adam": LearnerConfig(optimiser=Optimiser.ADAM, hidden_sizes=(8,), drift=Drift.PAGE_HINKLEY, horizon_s=60.0),
+    "no hidden layer": LearnerConfig(hidden_sizes=(), features=("lag_1", "profile", "horizon_ago")),
+    "every feature": LearnerConfig(hidden_sizes=(4,), features=(*PER_SENSOR, *SHARED)),
+}
+PLUGINS = {
+    "persistence": LearnerConfig(forecaster="persistence"),
+    "linear": LearnerConfig(forecaster="linear"),
+    "half_space_trees": LearnerConfig(detectors=("half_space_trees",)),
+    "both": LearnerConfig(forecaster="linear", detectors=("half_space_trees",), hidden_sizes=()),
+}
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+every_plugin = pytest.mark.parametrize("config", PLUGINS.values(), ids=PLUGINS)
+
+values = st.none() | st.floats(10.0, 30.0) | st.floats(-1e15, 1e15) | st.sampled_from([0.0, 1e15, -1e15, 5e-324])
+gaps = st.sampled_from([30.0, 30.0, 0.0, 1.0, 600.0, 5_000.0, -45.0, 1e6]) | st.floats(25.0, 35.0)
+streams = st.lists(st.tuples(gaps, values, values), min_size=1, max_size=150)
+configs = st.sampled_from(list(CONFIGS.values()))
 
 
 def when(number: int) -> str:
     """The time of a stream's reading, as it travels."""
-    return (START + timedelta(seconds=30 * number)).isoformat()
+    return (START + timedelta(seconds=INTERVAL * number)).isoformat()
 
 
 def learner_of(*sensors: str, config: LearnerConfig = CONFIG) -> DeviceLearner:
@@ -41,42 +65,123 @@ def learner_of(*sensors: str, config: LearnerConfig = CONFIG) -> DeviceLearner:
 
 
 def taught(learner: DeviceLearner, stream: Iterable[Values]) -> list[Outcome]:
-    return [learner.process(sensors) for sensors in stream]
+    """One by one, 30 s apart."""
+    begin = BEGIN + INTERVAL * learner.samples_seen
+    return [learner.process(begin + INTERVAL * i, sensors) for i, sensors in enumerate(stream)]
 
 
-def noise(count: int, *sensors: str, seed: int = 1) -> list[Values]:
-    table = np.random.default_rng(seed).normal(20.0, 1.0, (count, len(sensors)))
-    return [dict(zip(sensors, row, strict=True)) for row in table.tolist()]
+def followed(learner: DeviceLearner, table: Vector) -> Outcomes:
+    """At once, 30 s apart."""
+    return learner.process_frame(BEGIN + INTERVAL * (learner.samples_seen + np.arange(len(table))), table)
 
 
-def wave(count: int, level: float = 20.0) -> list[Values]:
-    turns = (2 * math.pi * i / 24 for i in range(count))
-    return [{"a": level + 3 * math.sin(turn), "b": level + 2 * math.cos(turn)} for turn in turns]
+def noise(count: int, n: int = 2, seed: int = 1) -> Vector:
+    return np.random.default_rng(seed).normal(20.0, 1.0, (count, n))
+
+
+def wave(count: int, period_s: float = 3_600.0, level: float = 20.0, seed: int = 1) -> Vector:
+    """Two sensors that turn, with a little noise."""
+    turns = 2 * np.pi * INTERVAL * np.arange(count) / period_s
+    table = np.column_stack((level + 3 * np.sin(turns), level + 2 * np.cos(turns)))
+    return table + np.random.default_rng(seed).normal(0.0, 0.02, table.shape)
+
+
+def named(table: Vector, sensors: str = "ab") -> list[Values]:
+    return [dict(zip(sensors, row, strict=False)) for row in table.tolist()]
+
+
+def arrays(stream: list[Row]) -> tuple[Vector, Vector]:
+    table = np.array([[np.nan if x is None else x for x in row] for row in stream])
+    return BEGIN + table[:, 0].cumsum(), table[:, 1:]
 
 
 def numbers_of(outcome: Outcome) -> list[float]:
-    return [
-        *(outcome.expected or {}).values(),
-        *outcome.forecast.values(),
-        outcome.score,
-        *([] if outcome.error is None else [outcome.error]),
-    ]
+    by_name = (outcome.expected or {}, outcome.forecast, outcome.horizon)
+    rest = [outcome.score] if outcome.error is None else [outcome.score, outcome.error]
+    return [*itertools.chain.from_iterable(d.values() for d in by_name), *rest]
+
+
+def all_finite(learner: DeviceLearner) -> bool:
+    """Whether everything is finite that the next reading is judged or predicted by."""
+    kept = [part for part in learner._state.past if part is not learner._state.past.clock]
+    arrays = [*kept, learner.theta, learner.features, learner._state.change, learner._state.moments]
+    return all(np.isfinite(array).all() for array in arrays) and learner.interval < np.inf
+
+
+def rmse(off: Vector) -> float:
+    return float(np.sqrt(np.mean(off * off)))
 
 
 @cache
 def experienced_state() -> bytes:
     """A device's state after 100 readings."""
     learner = learner_of("a", "b")
-    taught(learner, noise(100, "a", "b"))
+    followed(learner, noise(100))
     return learner.to_bytes()
 
 
-class TestSameReadings:
-    @settings(deadline=None, max_examples=40)
+class TestAFrame:
+    def same(self, stream: list[Row], config: LearnerConfig) -> None:
+        times, table = arrays(stream)
+        single, frame = learner_of("a", "b", config=config), learner_of("a", "b", config=config)
+        said = frame.process_frame(times, table)
+        for i, (time, sensors) in enumerate(zip(times.tolist(), named(table), strict=True)):
+            given_values = {name: None if x is None or math.isnan(x) else x for name, x in sensors.items()}
+            outcome = single.process(time, given_values)
+            for found, name in ((said.expected, "expected"), (said.forecast, "forecast"), (said.horizon, "horizon")):
+                by_name = getattr(outcome, name) or {}
+                assert_allclose(found[i], [by_name.get(s, np.nan) for s in "ab"], rtol=1e-9, atol=1e-9)
+            assert_allclose(said.error[i], np.nan if outcome.error is None else outcome.error, rtol=1e-9, atol=1e-9)
+            assert_allclose(said.score[i], outcome.score, atol=1e-9)
+            assert (bool(said.is_anomaly[i]), bool(said.drift[i])) == (outcome.is_anomaly, outcome.drift)
+            assert said.sensor[i] == (-1 if outcome.sensor is None else "ab".index(outcome.sensor))
+            assert said.kind[i] == (-1 if outcome.kind is None else KINDS.index(outcome.kind))
+        assert_allclose(frame.theta, single.theta, rtol=1e-9, atol=1e-12)
+        assert frame.samples_seen == single.samples_seen
+        assert frame.since_update == single.since_update
+
+    @every_config
+    @settings(deadline=None, max_examples=15)
     @given(streams)
-    def test_give_the_same_learner_to_the_last_byte(self, stream: list[Values]) -> None:
+    def test_says_what_its_readings_say_one_by_one(self, config: LearnerConfig, stream: list[Row]) -> None:
+        self.same(stream, config)
+
+    @every_plugin
+    def test_says_the_same_with_plug_ins(self, config: LearnerConfig) -> None:
+        self.same([(30.0, *row) for row in noise(300).tolist()], config)
+
+    def test_may_be_cut_anywhere(self) -> None:
+        whole, cut = learner_of("a", "b"), learner_of("a", "b")
+        table = wave(700)
+        said = followed(whole, table)
+        parts = [followed(cut, part) for part in np.split(table, [0, 1, 250, 251, 600])]
+        for field in fields(Outcomes):
+            together = np.concatenate([getattr(part, field.name) for part in parts])
+            assert_array_equal(together, getattr(said, field.name))
+        assert cut.to_bytes() == whole.to_bytes()
+
+    def test_may_lie_in_memory_in_any_order(self) -> None:
+        table = noise(100)
         one, other = learner_of("a", "b"), learner_of("a", "b")
-        assert taught(one, stream) == taught(other, stream)
+        followed(one, table)
+        followed(other, np.asfortranarray(np.repeat(table, 2, axis=0))[::2])
+        assert one.to_bytes() == other.to_bytes()
+
+    @pytest.mark.parametrize("kind", [np.int64, np.int32, np.float32])
+    def test_may_hold_numbers_of_any_kind(self, kind: Any) -> None:
+        learner = learner_of("a")
+        times = (INTERVAL * np.arange(100)).astype(kind)
+        said = learner.process_frame(times, np.arange(100)[:, None].astype(kind))
+        assert said.expected[-1, 0] == pytest.approx(98.0, abs=5.0)
+
+
+class TestSameReadings:
+    @settings(deadline=None, max_examples=25)
+    @given(streams, configs)
+    def test_give_the_same_learner_to_the_last_byte(self, stream: list[Row], config: LearnerConfig) -> None:
+        one, other = learner_of("a", "b", config=config), learner_of("a", "b", config=config)
+        for learner in (one, other):
+            learner.process_frame(*arrays(stream))
         assert one.to_bytes() == other.to_bytes()
 
     def test_and_another_seed_give_another_network(self) -> None:
@@ -89,142 +194,300 @@ class TestSameReadings:
 
     def test_are_left_as_they_were(self) -> None:
         given_values: Values = {"a": 1.0, "b": None}
-        learner_of("a", "b").process(given_values)
+        learner_of("a", "b").process(BEGIN, given_values)
         assert given_values == {"a": 1.0, "b": None}
 
 
+class TestForecast:
+    @settings(deadline=None, max_examples=25)
+    @given(streams)
+    def test_is_fixed_before_the_reading_is_seen(self, stream: list[Row]) -> None:
+        said = learner_of("a", "b").process_frame(*arrays(stream))
+        assert np.isnan(said.expected[0]).all()
+        assert_array_equal(said.expected[1:], said.forecast[:-1])
+
+    @settings(deadline=None, max_examples=25)
+    @given(st.floats(-1e15, 1e15), st.floats(-1e15, 1e15), st.sampled_from([0.0, 30.0, 1e5]))
+    def test_does_not_depend_on_the_reading_that_it_is_compared_with(
+        self, one: float, other: float, gap: float
+    ) -> None:
+        at = BEGIN + INTERVAL * 99
+        here, there = (DeviceLearner.from_bytes(experienced_state(), CONFIG) for _ in range(2))
+        assert here.process(at + 30.0, {"a": one}).expected == there.process(at + gap, {"a": other}).expected
+
+    def test_starts_as_no_change(self) -> None:
+        outcome = learner_of("a", "b").process(BEGIN, {"a": 20.0, "b": -7.0})
+        assert outcome.expected is None
+        assert outcome.forecast == outcome.horizon == {"a": 20.0, "b": -7.0}
+
+    @pytest.mark.parametrize(
+        "config",
+        [*(CONFIGS[n] for n in ("as shipped", "momentum", "adam")), LearnerConfig(hidden_sizes=())],
+        ids=["as shipped", "momentum", "adam", "no hidden layer"],
+    )
+    def test_of_what_can_be_predicted_is_better_than_no_change(self, config: LearnerConfig) -> None:
+        table = wave(8_000, period_s=900.0)
+        said = followed(learner_of("a", "b", config=config), table)
+        late = slice(-1_000, None)
+        change = rmse(np.diff(table, axis=0)[late])
+        assert rmse((said.expected - table)[late]) < 0.5 * change
+
+    @every_config
+    def test_of_noise_is_hardly_worse_than_the_best_there_is(self, config: LearnerConfig) -> None:
+        table = noise(6_000)
+        said = followed(learner_of("a", "b", config=config), table)
+        assert rmse((said.expected - table)[-2_000:]) < 1.25  # no change: 1.41; the mean: 1
+
+    def test_of_the_horizon_is_learned_when_its_time_has_come(self) -> None:
+        table, ahead = wave(8_000), int(CONFIG.horizon_s / INTERVAL)
+        said = followed(learner_of("a", "b"), table)
+        off = (said.horizon[:-ahead] - table[ahead:])[-2_000:]
+        change = (table[ahead:] - table[:-ahead])[-2_000:]
+        assert rmse(off) < 0.3 * rmse(change)
+
+    def test_of_the_horizon_is_learned_where_readings_come_faster_than_forecasts_can_wait(self) -> None:
+        times = BEGIN + 5.0 * np.arange(30_000)
+        table = 20.0 + 3.0 * np.sin(2 * np.pi * times / 3_600.0)[:, None]
+        said = learner_of("a").process_frame(times, table)
+        off, change = (said.horizon[:-120] - table[120:])[-4_000:], (table[120:] - table[:-120])[-4_000:]
+        assert rmse(off) < 0.5 * rmse(change)
+
+    @pytest.mark.parametrize("shift", [-100.0, 1.0, 500.0])
+    def test_does_not_depend_on_the_level_that_is_normal_for_the_device(self, shift: float) -> None:
+        here, there = learner_of("a", "b"), learner_of("a", "b")
+        followed(here, wave(500))
+        followed(there, wave(500, level=20.0 + shift))
+        assert_allclose(there.theta, here.theta, atol=1e-6)
+
+    def test_stays_within_reach(self) -> None:
+        learner = learner_of("a", "b")
+        followed(learner, noise(500))
+        learner.adopt(1e6 * np.ones(learner.theta.size), 1)
+        outcome = learner.process(BEGIN + INTERVAL * 500, {"a": 20.0, "b": 20.0})
+        for name in "ab":
+            assert abs(outcome.forecast[name] - 20.0) < 2.0 * LARGEST_STEP
+            assert abs(outcome.horizon[name] - 20.0) < 2.0 * LARGEST_SWING
+
+
 class TestState:
-    @settings(deadline=None, max_examples=80)
-    @given(streams, st.sets(st.integers(0, 119), max_size=6))
-    def test_continues_exactly_as_if_it_had_never_stopped(self, stream: list[Values], stops: set[int]) -> None:
-        steady, stopped = learner_of("a", "b"), learner_of("a", "b")
-        for number, sensors in enumerate(stream):
+    @settings(deadline=None, max_examples=40)
+    @given(streams, st.sets(st.integers(0, 149), max_size=6), configs)
+    def test_continues_exactly_as_if_it_had_never_stopped(
+        self, stream: list[Row], stops: set[int], config: LearnerConfig
+    ) -> None:
+        steady, stopped = learner_of("a", "b", config=config), learner_of("a", "b", config=config)
+        times, table = arrays(stream)
+        for number, (time, a, b) in enumerate(np.column_stack((times, table)).tolist()):
             if number in stops:
-                stopped = DeviceLearner.from_bytes(stopped.to_bytes(), CONFIG)
-            assert stopped.process(sensors) == steady.process(sensors)
+                stopped = DeviceLearner.from_bytes(stopped.to_bytes(), config)
+            sensors: Values = {n: x for n, x in (("a", a), ("b", b)) if not math.isnan(x)} or {"a": None}
+            assert stopped.process(time, sensors) == steady.process(time, sensors)
             assert stopped.take_update("m", when(number)) == steady.take_update("m", when(number))
+        assert stopped.to_bytes() == steady.to_bytes()
+
+    @every_plugin
+    def test_continues_exactly_with_plug_ins(self, config: LearnerConfig) -> None:
+        steady, stopped = learner_of("a", "b", config=config), learner_of("a", "b", config=config)
+        for number, sensors in enumerate(named(wave(600))):
+            if number % 97 == 0:
+                stopped = DeviceLearner.from_bytes(stopped.to_bytes(), config)
+            if number == 250:
+                assert stopped.adopt(steady.theta * 0.5, 3) == steady.adopt(steady.theta * 0.5, 3)
+            assert taught(stopped, [sensors]) == taught(steady, [sensors])
         assert stopped.to_bytes() == steady.to_bytes()
 
     def test_continues_exactly_when_it_stops_after_every_reading(self) -> None:
         steady, stopped = learner_of("a", "b"), learner_of("a", "b")
-        for number, sensors in enumerate(noise(400, "a", "b")):
+        for sensors in named(noise(300)):
             stopped = DeviceLearner.from_bytes(stopped.to_bytes(), CONFIG)
-            if number == 250:
-                assert stopped.adopt(steady.theta * 0.5, 3)
-                assert steady.adopt(steady.theta * 0.5, 3)
-            assert stopped.process(sensors) == steady.process(sensors)
+            assert taught(stopped, [sensors]) == taught(steady, [sensors])
         assert stopped.to_bytes() == steady.to_bytes()
 
-    @pytest.mark.parametrize("count", [1, 4, MAX_SENSORS])
-    def test_fits_its_limit_with_the_longest_names(self, count: int) -> None:
-        names = tuple(sorted("\U0001f600" * 125 + f"{i:03}" for i in range(count)))
-        learner = learner_of(*names)
-        taught(learner, noise(50, *names))
-        assert len(learner.to_bytes()) <= STATE_LIMIT
-
-    @pytest.mark.parametrize("sign", ['"', "\\", "/", "\u2028"])
-    def test_fits_its_limit_with_names_that_json_has_to_escape(self, sign: str) -> None:
-        names = tuple(sorted(sign * 125 + f"{i:03}" for i in range(MAX_SENSORS)))
-        assert len(learner_of(*names).to_bytes()) <= STATE_LIMIT
-        assert DeviceLearner.from_bytes(learner_of(*names).to_bytes(), CONFIG).sensors == names
-
-    def test_does_not_grow_over_20_000_readings(self) -> None:
-        learner = learner_of("a", "b")
-        taught(learner, wave(1000))
+    @every_config
+    def test_does_not_grow(self, config: LearnerConfig) -> None:
+        learner = learner_of("a", "b", config=config)
         before = len(learner.to_bytes())
-        taught(learner, wave(19_000))
+        followed(learner, wave(10_000))
         assert len(learner.to_bytes()) <= before + 8  # the digits of its counters
+        assert len(learner.to_bytes()) < STATE_LIMIT
 
-    def test_keeps_everything_but_the_network_where_the_hidden_layers_changed(self) -> None:
+    @pytest.mark.parametrize("sign", ["x", '"', "\\", "/", "\u2028", "\U0001f600"])
+    def test_that_is_accepted_fits_its_limit_with_the_longest_names(self, sign: str) -> None:
+        config = LearnerConfig(hidden_sizes=(16,), skip=False)
+        check(config, MAX_SENSORS)
+        names = tuple(sorted(sign * 125 + f"{i:03}" for i in range(MAX_SENSORS)))
+        learner = learner_of(*names, config=config)
+        followed(learner, noise(50, MAX_SENSORS))
+        assert len(learner.to_bytes()) <= STATE_LIMIT
+        assert DeviceLearner.from_bytes(learner.to_bytes(), config).sensors == names
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"hidden_sizes": (4,)},
+            {"features": ("lag_1", "gap")},
+            {"optimiser": "adam"},
+            {"skip": False},
+            {"forecaster": "linear"},
+            {"detectors": ("half_space_trees",)},
+        ],
+        ids=lambda changes: next(iter(changes)),
+    )
+    def test_starts_anew_where_the_configuration_changed_and_keeps_the_counter(self, changes: dict[str, Any]) -> None:
         learner = learner_of("a", "b")
-        taught(learner, noise(150, "a", "b"))
-        changed = DeviceLearner.from_bytes(learner.to_bytes(), LearnerConfig(hidden_sizes=(4,)))
-        assert changed.architecture.hidden_sizes == (4,)
-        assert (changed.samples_seen, changed.since_update, changed.base_version) == (150, 150, 0)
-        after = changed.process({"a": 20.0, "b": 20.0})
-        assert after.expected == learner.process({"a": 20.0, "b": 20.0}).expected
+        followed(learner, noise(150))
+        config = LearnerConfig.model_validate(changes)
+        changed, fresh = DeviceLearner.from_bytes(learner.to_bytes(), config), learner_of("a", "b", config=config)
+        assert (changed.samples_seen, changed.since_update, changed.base_version) == (150, 0, 0)
+        fresh.samples_seen = 150
+        assert changed.to_bytes() == fresh.to_bytes()
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ({"features": ("lag_1", "mean_20")}, {"features": ("lag_1", "mean_80")}),
+            ({"drift": "adwin"}, {"drift": "page-hinkley"}),
+            ({"forecaster": "linear"}, {"forecaster": "persistence"}),
+            ({"detectors": ("half_space_trees",)}, {"detectors": ("isolation_forest",)}),
+        ],
+        ids=["features", "drift", "forecaster", "detector"],
+    )
+    def test_starts_anew_where_as_many_bytes_mean_something_else(
+        self, before: dict[str, Any], after: dict[str, Any]
+    ) -> None:
+        learner = learner_of("a", "b", config=LearnerConfig.model_validate(before))
+        followed(learner, noise(150))
+        config = LearnerConfig.model_validate(after)
+        changed, fresh = DeviceLearner.from_bytes(learner.to_bytes(), config), learner_of("a", "b", config=config)
+        fresh.samples_seen = 150
+        assert changed.to_bytes() == fresh.to_bytes()
+
+    def test_goes_on_where_only_its_settings_changed(self) -> None:
+        learner, config = learner_of("a", "b"), LearnerConfig(learning_rate=0.01, update_every=10, memory=200)
+        followed(learner, noise(150))
+        changed = DeviceLearner.from_bytes(learner.to_bytes(), config)
+        assert changed.to_bytes() == learner.to_bytes()
+        followed(changed, noise(5))
+        followed(learner, noise(5))
+        assert not np.array_equal(changed.theta, learner.theta)
 
     def test_of_another_layout_is_refused(self) -> None:
         with pytest.raises(BadModel, match="layout 9"):
             DeviceLearner.from_bytes(b"\x09" + learner_of("a").to_bytes()[1:], CONFIG)
 
-    @pytest.mark.parametrize("hidden_sizes", [(1000,), (64, 64), (100_000, 100_000)])
-    def test_that_would_not_fit_is_refused_before_it_exists(self, hidden_sizes: tuple[int, ...]) -> None:
-        with pytest.raises(BadConfiguration, match=r"lower learner\.hidden_sizes or reading\.max_sensors"):
-            LearnerConfig(hidden_sizes=hidden_sizes).check_state_fits(MAX_SENSORS)
+    def test_that_is_read_is_not_kept_by_reference(self) -> None:
+        raw = bytearray(experienced_state())
+        followed(DeviceLearner.from_bytes(raw, CONFIG), noise(10))  # type: ignore[arg-type]
+        assert raw == experienced_state()
 
-    def test_fits_with_the_settings_that_are_shipped(self) -> None:
-        CONFIG.check_state_fits(MAX_SENSORS)
+
+WORST: dict[str, Sequence[float | None]] = {
+    "a constant": [21.7],
+    "zero": [0.0],
+    "a huge constant": [1e15],
+    "alternating": [1e15, -1e15],
+    "huge and nothing": [1e15, None],
+    "huge and zero": [1e15, 0.0],
+    "half huge": [1e15] * 50 + [-1e15] * 50,
+    "tiny": [1e-300, -1e-300],
+    "tiny and zero": [5e-324, 0.0],
+    "huge and tiny": [1e15, 1e-300],
+    "missing": [None],
+    "rare": [20.0] * 49 + [1e15],
+}
+worst = pytest.mark.parametrize("pattern", WORST.values(), ids=WORST)
 
 
 class TestNumbers:
-    @settings(deadline=None, max_examples=80)
-    @given(streams)
-    def test_are_finite_for_every_stream_of_finite_values(self, stream: list[Values]) -> None:
-        learner = learner_of("a", "b")
-        for outcome in taught(learner, stream):
+    @settings(deadline=None, max_examples=40)
+    @given(streams, configs)
+    def test_are_finite_for_every_stream_of_finite_values(self, stream: list[Row], config: LearnerConfig) -> None:
+        learner = learner_of("a", "b", config=config)
+        for time, a, b in np.column_stack(arrays(stream)).tolist():
+            outcome = learner.process(time, {n: None if math.isnan(x) else x for n, x in (("a", a), ("b", b))})
             assert all(map(math.isfinite, numbers_of(outcome)))
-            assert 0 <= outcome.score <= 1
-            assert outcome.is_anomaly == (outcome.score >= CONFIG.threshold)
-        assert np.isfinite(learner.theta).all()
+            assert 0.0 <= outcome.score <= 1.0
+        assert all_finite(learner)
 
-    @pytest.mark.parametrize(
-        "pattern",
-        [[1e15, -1e15], [1e15, 0.0], [1e15] * 50 + [-1e15] * 50, [0.0], [1e15], [5e-324, 0.0], [1e15, 1e-15], [None]],
-    )
-    def test_are_finite_for_ever_in_the_worst_of_streams(self, pattern: list[float | None]) -> None:
+    @worst
+    @every_config
+    def test_are_finite_for_ever_in_the_worst_of_streams(
+        self, config: LearnerConfig, pattern: Sequence[float | None]
+    ) -> None:
+        learner = learner_of("a", "b", config=config)
+        table = np.full((5_000, 2), 20.0)
+        table[:, 0] = np.resize(np.array([np.nan if x is None else x for x in pattern]), 5_000)
+        said = followed(learner, table)
+        assert all_finite(learner)
+        assert np.abs(learner.theta).max() < 1_000
+        known = ~np.isnan(np.fmax.accumulate(table))
+        assert np.isfinite(said.forecast[known]).all()
+        assert np.isfinite(said.horizon[known]).all()
+        assert np.isfinite(said.score).all()
+
+    @pytest.mark.parametrize("step", [0.0, -30.0, 1e-9, 1e9])
+    def test_are_finite_where_time_stands_still_runs_back_or_leaps(self, step: float) -> None:
         learner = learner_of("a", "b")
-        stream: list[Values] = [{"a": v, "b": 20.0} for v in itertools.islice(itertools.cycle(pattern), 3000)]
-        for outcome in taught(learner, stream):
-            assert all(map(math.isfinite, numbers_of(outcome)))
-        assert np.isfinite(np.frombuffer(learner.to_bytes()[-8 * 9 * 2 :])).all()
-        assert np.abs(learner.theta).max() < 100
+        said = learner.process_frame(BEGIN + step * np.arange(2_000), noise(2_000))
+        assert all_finite(learner)
+        assert np.isfinite(said.forecast).all()
+        assert np.isfinite(said.horizon).all()
 
-    def test_never_call_a_constant_an_anomaly(self) -> None:
+    def test_are_finite_after_a_million_readings(self) -> None:
+        learner = learner_of("a", config=LearnerConfig(hidden_sizes=(4,), features=("lag_1", "mean_20")))
+        table = noise(1_000_000, n=1)
+        table[::1_000] *= 100.0
+        said = followed(learner, table)
+        assert all_finite(learner)
+        assert np.isfinite(said.score).all()
+        assert learner.samples_seen == 1_000_000
+
+    def test_of_a_constant_are_the_constant_and_no_anomaly(self) -> None:
         outcomes = taught(learner_of("a"), [{"a": 21.7}] * 500)
         assert not any(outcome.is_anomaly for outcome in outcomes)
-        assert outcomes[-1].forecast["a"] == pytest.approx(21.7, abs=0.1)
+        assert outcomes[-1].forecast["a"] == pytest.approx(21.7, abs=0.01)
 
 
 class TestWhatIsMissing:
     @pytest.mark.parametrize("nothing", [{"a": None}, {"a": None, "b": None}])
     def test_teaches_nothing(self, nothing: Values) -> None:
         learner = learner_of("a", "b")
-        taught(learner, noise(200, "a", "b"))
-        theta, forecast = learner.theta.copy(), None
+        followed(learner, noise(200))
+        taught(learner, [nothing] * 30)  # until what was seen before has taught what it teaches
+        theta = learner.theta.copy()
         for outcome in taught(learner, [nothing] * 100):
-            assert (outcome.error, outcome.score, outcome.sensor) == (None, 0.0, None)
-            assert forecast is None or outcome.forecast == forecast
-            forecast = outcome.forecast
+            assert outcome.error is None
         assert_array_equal(learner.theta, theta)
-        assert learner.samples_seen == 300
+        assert learner.samples_seen == 330
 
     def test_is_the_same_whether_null_or_not_named(self) -> None:
         null, absent = learner_of("a", "b"), learner_of("a", "b")
-        for number, sensors in enumerate(noise(300, "a", "b")):
+        for number, sensors in enumerate(named(noise(300))):
             only_a: Values = {"a": sensors["a"]}
             whole = number % 3 > 0
-            one = null.process(sensors if whole else only_a | {"b": None})
-            other = absent.process(sensors if whole else only_a)
-            assert one == other
+            assert taught(null, [sensors if whole else only_a | {"b": None}]) == taught(
+                absent, [sensors if whole else only_a]
+            )
         assert_array_equal(null.theta, absent.theta)
 
     def test_leaves_the_other_sensors_statistics_alone(self) -> None:
-        stream = noise(300, "a", "b")
+        table = noise(300)
         with_b, without_b = learner_of("a", "b"), learner_of("a", "b")
-        taught(with_b, stream)
-        taught(without_b, [{"a": sensors["a"], "b": None} for sensors in stream])
-        assert with_b._rows["mean"][0] == without_b._rows["mean"][0]
-        assert with_b._rows["variance"][0] == without_b._rows["variance"][0]
+        followed(with_b, table)
+        table[:, 1] = np.nan
+        followed(without_b, table)
+        for one, other in zip(with_b._state.past, without_b._state.past, strict=True):
+            if one.ndim > 1 or one.size == 2:
+                assert_array_equal(one[..., 0], other[..., 0])
 
     def test_a_sensor_that_never_gave_a_value_has_no_forecast(self) -> None:
-        outcomes = taught(learner_of("a", "b"), [{"a": 1.0, "b": None}] * 50)
-        assert all(set(outcome.forecast) == {"a"} for outcome in outcomes)
+        for outcome in taught(learner_of("a", "b"), [{"a": 1.0, "b": None}] * 50):
+            assert set(outcome.forecast) == set(outcome.horizon) == {"a"}
 
     def test_a_device_that_never_gave_a_value_has_nothing_to_say(self) -> None:
-        outcomes = taught(learner_of("a"), [{"a": None}] * 100)
-        assert {(o.error, o.score, o.sensor, o.is_anomaly) for o in outcomes} == {(None, 0.0, None, False)}
-        assert all(outcome.forecast == {} for outcome in outcomes)
+        for outcome in taught(learner_of("a"), [{"a": None}] * 100):
+            assert (outcome.expected, outcome.error, outcome.sensor, outcome.is_anomaly) == (None, None, None, False)
+            assert outcome.forecast == outcome.horizon == {}
 
 
 class TestSensorsThatChange:
@@ -235,39 +498,41 @@ class TestSensorsThatChange:
 
     def test_a_new_sensor_moves_the_device_to_another_cohort_and_keeps_what_it_knows(self) -> None:
         learner = learner_of("a", "c")
-        outcomes = taught(learner, noise(200, "a", "c"))
+        followed(learner, noise(200))
         successor = learner.fitted({"a": 20.0, "b": 5.0, "c": 20.0}, 64)
         assert (successor.sensors, successor.cohort) == (("a", "b", "c"), cohort_of(("a", "b", "c")))
-        assert (successor.samples_seen, successor.base_version) == (200, 0)
-        for field in ("mean", "variance", "residual_mean", "residual_variance", "count", "residual_count"):
-            assert_array_equal(successor._rows[field][[0, 2]], learner._rows[field])
-        outcome = successor.process({"a": 20.0, "b": 5.0, "c": 20.0})
-        assert outcome.expected == outcomes[-1].forecast
+        assert (successor.samples_seen, successor.base_version, successor.since_update) == (200, 0, 0)
+        assert successor.interval == learner.interval
+        for old, new in zip(learner._state.past[1:], successor._state.past[1:], strict=True):
+            assert_array_equal(new[..., [0, 2]], old)
+            assert not new[..., 1].any()
+        last = {"a": learner._state.past.last[0], "c": learner._state.past.last[1]}
+        outcome = successor.process(BEGIN + INTERVAL * 200, {"a": 20.0, "b": 5.0, "c": 20.0})
+        assert outcome.expected == pytest.approx(last)
         assert set(outcome.forecast) == {"a", "b", "c"}
         assert not outcome.is_anomaly
 
     def test_the_old_learner_is_left_as_it_was(self) -> None:
         learner = learner_of("a")
-        taught(learner, noise(100, "a"))
+        followed(learner, noise(100, n=1))
         before = learner.to_bytes()
-        successor = learner.fitted({"b": 1.0}, 64)
-        taught(successor, noise(10, "a", "b"))
+        followed(learner.fitted({"b": 1.0}, 64), noise(10))
         assert learner.to_bytes() == before
 
     def test_a_sensor_not_named_for_long_leaves(self) -> None:
         learner = learner_of("a", "b", config=LearnerConfig(forget_after=50))
-        taught(learner, noise(100, "a", "b"))
-        taught(learner, noise(49, "a"))
+        taught(learner, named(noise(100)))
+        taught(learner, named(noise(49), "a"))
         assert learner.fitted({"a": 1.0}, 64) is learner
-        taught(learner, noise(1, "a"))
+        taught(learner, named(noise(1), "a"))
         successor = learner.fitted({"a": 1.0}, 64)
         assert (successor.sensors, successor.cohort, successor.samples_seen) == (("a",), "a", 150)
-        assert_array_equal(successor._rows["mean"], learner._rows["mean"][:1])
+        assert successor._state.past.mean[0] == learner._state.past.mean[0]
 
     def test_a_sensor_that_is_named_again_in_time_stays(self) -> None:
         learner = learner_of("a", "b", config=LearnerConfig(forget_after=50))
         for _ in range(5):
-            taught(learner, noise(49, "a"))
+            taught(learner, named(noise(49), "a"))
             assert learner.fitted({"a": 1.0}, 64) is learner
             taught(learner, [{"a": 20.0, "b": None}])  # named without a value is named
 
@@ -276,12 +541,20 @@ class TestSensorsThatChange:
         taught(learner, [{"a": 20.0, "b": None}] * 200)
         assert learner.fitted({"a": 20.0, "b": None}, 64) is learner
 
+    def test_absence_is_remembered_over_a_restart(self) -> None:
+        config = LearnerConfig(forget_after=50)
+        learner = learner_of("a", "b", config=config)
+        taught(learner, named(noise(49), "a"))
+        learner = DeviceLearner.from_bytes(learner.to_bytes(), config)
+        taught(learner, named(noise(1), "a"))
+        assert learner.fitted({"a": 1.0}, 64).sensors == ("a",)
+
     def test_a_device_may_change_all_its_sensors(self) -> None:
         learner = learner_of("a", config=LearnerConfig(forget_after=10))
-        taught(learner, noise(20, "a"))
+        followed(learner, noise(20, n=1))
         for _ in range(30):
             learner = learner.fitted({"b": 1.0}, 64)
-            learner.process({"b": 1.0})
+            taught(learner, [{"b": 1.0}])
         assert (learner.sensors, learner.samples_seen) == (("b",), 50)
 
     def test_a_sensor_that_comes_and_goes_keeps_its_cohort(self) -> None:
@@ -289,16 +562,32 @@ class TestSensorsThatChange:
         for number in range(300):
             sensors: Values = {"a": 1.0, "b": 2.0} if number % 20 == 0 else {"a": 1.0}
             learner = learner.fitted(sensors, 64)
-            learner.process(sensors)
+            taught(learner, [sensors])
             cohorts.add(learner.cohort)
         assert cohorts == {"a+b"}
+
+    def test_a_device_that_names_ever_new_sensors_stays_small(self) -> None:
+        config = LearnerConfig(hidden_sizes=(4,), skip=False)
+        learner = learner_of("s0-0", config=config)
+        for i in range(10):
+            given_values: Values = {f"s{i}-{j}": 1.0 for j in range(64)}
+            learner = learner.fitted(given_values, 64)
+            taught(learner, [given_values])
+            assert set(learner.sensors) == set(given_values)
+        assert learner.samples_seen == 10
+        assert len(learner.to_bytes()) < STATE_LIMIT
+
+    def test_of_too_many_sensors_those_longest_absent_leave(self) -> None:
+        learner = learner_of("a", "b", "c")
+        taught(learner, [{"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0}])
+        assert learner.fitted({"a": 1.0, "d": 1.0}, 3).sensors == ("a", "b", "d")
 
 
 class TestAdoption:
     @staticmethod
     def experienced(**changes: object) -> DeviceLearner:
         learner = learner_of("a", "b", config=LearnerConfig.model_validate(changes))
-        taught(learner, noise(200, "a", "b"))
+        followed(learner, noise(200))
         return learner
 
     def test_replace_takes_the_global_model_as_it_is(self) -> None:
@@ -317,7 +606,7 @@ class TestAdoption:
 
     def test_a_device_that_has_learned_next_to_nothing_takes_all_of_it(self) -> None:
         learner = learner_of("a", "b")
-        taught(learner, noise(CONFIG.update_every - 1, "a", "b"))
+        followed(learner, noise(CONFIG.update_every - 1))
         theta = learner.theta + 1.0
         assert learner.adopt(theta, 1)
         assert_array_equal(learner.theta, theta)
@@ -342,14 +631,18 @@ class TestAdoption:
         theta = learner.theta + 1.0
         learner.adopt(theta, 1)
         kept = theta.copy()
-        taught(learner, noise(5, "a", "b"))
+        followed(learner, noise(30))
         assert_array_equal(theta, kept)
 
     def test_the_next_forecast_uses_it_and_the_one_already_published_stands(self) -> None:
-        learner = self.experienced()
-        published = learner.process({"a": 20.0, "b": 20.0})
-        learner.adopt(learner.theta * 2.0, 1)
-        assert learner.process({"a": 20.0, "b": 20.0}).expected == published.forecast
+        learner, alone = self.experienced(), self.experienced()
+        row: Values = {"a": 20.0, "b": 20.0}
+        published = taught(learner, [row])[0]
+        taught(alone, [row])
+        learner.adopt(learner.theta * 3.0, 1)
+        after = taught(learner, [row])[0]
+        assert after.expected == published.forecast
+        assert after.forecast != taught(alone, [row])[0].forecast
 
 
 class TestUpdates:
@@ -357,8 +650,8 @@ class TestUpdates:
     def test_come_every_so_many_samples_and_add_up_to_the_samples_seen(self, every: int) -> None:
         learner = learner_of("a", "b", config=LearnerConfig(update_every=every))
         counts, numbers = [], []
-        for number, sensors in enumerate(noise(450, "a", "b"), start=1):
-            learner.process(sensors)
+        for number, sensors in enumerate(named(noise(450)), start=1):
+            taught(learner, [sensors])
             update = learner.take_update("m", when(number))
             if update is not None:
                 counts.append(update["sample_count"])
@@ -367,9 +660,17 @@ class TestUpdates:
         assert numbers == list(range(every, 451, every))
         assert sum(counts) + learner.since_update == learner.samples_seen
 
+    def test_after_a_frame_count_all_of_it(self) -> None:
+        learner = learner_of("a", "b")
+        followed(learner, noise(250))
+        update = learner.take_update("m", when(250))
+        assert update is not None
+        assert update["sample_count"] == 250
+        assert learner.take_update("m", when(250)) is None
+
     def test_travel_and_hold_the_weights_as_they_are(self) -> None:
         learner = learner_of("a", "b")
-        taught(learner, noise(100, "a", "b"))
+        followed(learner, noise(100))
         learner.adopt(learner.theta + 1.0, 4)
         update = learner.take_update("mote-7", when(99))
         assert update is not None
@@ -378,107 +679,146 @@ class TestUpdates:
         assert_array_equal(theta, learner.theta)
         assert architecture == learner.architecture
         assert (arrived.device_id, arrived.cohort, arrived.sample_count) == ("mote-7", "a+b", 100)
-        assert arrived.timestamp == START + timedelta(seconds=30 * 99)
+        assert arrived.timestamp == START + timedelta(seconds=INTERVAL * 99)
         assert arrived.metadata["base_version"] == 4
+
+    def test_of_a_plug_in_travel_as_one_layer(self) -> None:
+        learner = learner_of("a", "b", config=PLUGINS["linear"])
+        followed(learner, noise(100))
+        update = learner.take_update("m", when(99))
+        assert update is not None
+        theta, _ = from_message(LocalUpdate.from_json(orjson.dumps(update)).weights)
+        assert_array_equal(theta, learner.theta)
+
+    def test_of_what_has_no_weights_are_not_sent(self) -> None:
+        learner = learner_of("a", "b", config=PLUGINS["persistence"])
+        followed(learner, noise(300))
+        assert learner.take_update("m", when(300)) is None
 
     def test_do_not_change_with_later_learning(self) -> None:
         learner = learner_of("a", "b")
-        taught(learner, noise(100, "a", "b"))
+        followed(learner, noise(100))
         update = learner.take_update("m", when(99))
-        assert update is not None
         before = str(update)
-        taught(learner, noise(50, "a", "b"))
+        followed(learner, noise(50))
         assert str(update) == before
 
 
-class TestForecast:
-    @settings(deadline=None, max_examples=40)
-    @given(streams)
-    def test_is_fixed_before_the_reading_is_seen(self, stream: list[Values]) -> None:
-        outcomes = taught(learner_of("a", "b"), stream)
-        assert outcomes[0].expected is None
-        for before, after in itertools.pairwise(outcomes):
-            assert after.expected == before.forecast
+class TestConceptDrift:
+    @staticmethod
+    def rising(config: LearnerConfig, factor: float = 8.0) -> tuple[DeviceLearner, Outcomes]:
+        """Small noise about a constant for 4,000 readings, then noise of another size."""
+        table = noise(5_000)
+        table[4_000:] += (factor - 1.0) * (table[4_000:] - 20.0)
+        learner = learner_of("a", "b", config=config)
+        return learner, followed(learner, table)
 
-    @given(st.floats(-1e15, 1e15), st.floats(-1e15, 1e15))
-    def test_does_not_depend_on_the_reading_that_it_is_compared_with(self, one: float, other: float) -> None:
-        state = experienced_state()
-        outcomes = [DeviceLearner.from_bytes(state, CONFIG).process({"a": x, "b": x}) for x in (one, other)]
-        assert outcomes[0].expected == outcomes[1].expected
+    @pytest.mark.parametrize("name", ["as shipped", "adam"])
+    def test_is_reported_once_the_errors_rise(self, name: str) -> None:
+        learner, said = self.rising(CONFIGS[name])
+        assert not said.drift[:4_000].any()
+        assert said.drift[4_000:4_200].any()
+        assert learner.drifts == said.drift.sum()
 
-    def test_starts_as_no_change(self) -> None:
-        outcome = learner_of("a", "b").process({"a": 20.0, "b": -7.0})
-        assert outcome.forecast == pytest.approx({"a": 20.0, "b": -7.0}, rel=0.01)
+    def test_makes_the_steps_as_long_as_at_the_start(self) -> None:
+        learner, said = self.rising(CONFIG)
+        calm = learner_of("a", "b")
+        followed(calm, noise(5_000))
+        last = np.flatnonzero(said.drift)[-1]
+        assert learner._state.queue[2] <= 4 * (5_000 - last)
+        assert calm._state.queue[2] > 4_900
 
-    def test_of_what_can_be_predicted_gets_better_with_learning(self) -> None:
-        errors = []
-        for rate in (1e-12, CONFIG.learning_rate):
-            outcomes = taught(learner_of("a", "b", config=LearnerConfig(learning_rate=rate)), wave(3000))
-            errors.append(np.mean([outcome.error for outcome in outcomes[-500:] if outcome.error is not None]))
-        without, with_learning = errors
-        assert with_learning < 0.5 * without
+    def test_is_not_watched_for_where_it_is_switched_off(self) -> None:
+        learner, said = self.rising(CONFIGS["momentum"])
+        assert not said.drift.any()
+        assert learner.drifts == 0
 
-    @pytest.mark.parametrize("shift", [-100.0, 1.0, 500.0])
-    def test_does_not_depend_on_the_level_that_is_normal_for_the_device(self, shift: float) -> None:
-        here, there = learner_of("a", "b"), learner_of("a", "b")
-        taught(here, wave(500, level=20.0))
-        taught(there, wave(500, level=20.0 + shift))
-        assert_allclose(there.theta, here.theta, atol=0.01)
+    def test_is_told_with_the_update_and_survives_a_restart(self) -> None:
+        learner, said = self.rising(CONFIG)
+        learner = DeviceLearner.from_bytes(learner.to_bytes(), CONFIG)
+        update = learner.take_update("m", when(0))
+        assert update is not None
+        assert update["metadata"]["drifts"] == said.drift.sum() > 0
 
 
-class TestScores:
-    def spiked(self, stream: Sequence[Values], sd: float) -> Outcome:
-        learner = learner_of("a", "b")
-        taught(learner, stream)
-        spread = float(np.sqrt(learner._rows["variance"][1]))
-        return learner.process({"a": 20.0, "b": 20.0 + sd * spread})
+class TestAlarms:
+    @pytest.mark.parametrize("config", [CONFIG, PLUGINS["both"]], ids=["network", "plug-ins"])
+    def test_say_which_sensor_in_which_way_and_what_was_expected(self, config: LearnerConfig) -> None:
+        learner = learner_of("a", "b", config=config)
+        followed(learner, noise(3_000))
+        calm, spike = taught(learner, [{"a": 20.0, "b": 20.0}, {"a": 20.0, "b": 500.0}])
+        assert not calm.is_anomaly
+        assert spike.is_anomaly
+        assert spike.score > calm.score
+        assert spike.sensor == "b"
+        assert spike.kind in KINDS
+        assert spike.expected is not None
+        assert spike.expected["b"] == pytest.approx(20.0, abs=5.0)
 
-    @pytest.mark.parametrize("sd", [50.0, -50.0, 1e12])
-    def test_a_spike_is_an_anomaly_of_its_sensor(self, sd: float) -> None:
-        outcome = self.spiked(noise(CONFIG.warm_up + 2, "a", "b"), sd)
-        assert outcome.is_anomaly
-        assert outcome.sensor == "b"
-        assert outcome.score >= CONFIG.threshold
+    def test_are_not_raised_before_anything_is_known(self) -> None:
+        said = followed(learner_of("a", "b"), noise(int(WARM)))
+        assert not said.is_anomaly.any()
 
-    def test_nothing_is_an_anomaly_before_the_warm_up(self) -> None:
-        assert self.spiked(noise(CONFIG.warm_up - 2, "a", "b"), 50.0).score == 0.0
 
-    def test_a_larger_spike_never_scores_less(self) -> None:
-        stream = noise(200, "a", "b")
-        scores = [self.spiked(stream, sd).score for sd in (0.0, 2.0, 5.0, 10.0, 50.0, 1e6)]
-        assert scores == sorted(scores)
+class TestPlugIns:
+    @every_plugin
+    def test_run_in_a_learner(self, config: LearnerConfig) -> None:
+        learner = learner_of("a", "b", config=config)
+        table = wave(1_500)
+        said = followed(learner, table)
+        assert np.isfinite(said.forecast).all()
+        assert rmse((said.expected - table)[-500:]) < 1.1 * rmse(np.diff(table, axis=0)[-500:])
 
-    def test_readings_of_a_healthy_simulated_fleet_are_seldom_anomalies(self) -> None:
-        learners: dict[str, DeviceLearner] = {}
-        anomalies = count = 0
-        for each in itertools.islice(simulate(2, seed=1, faults=False), 11_000):
-            learner = learners.setdefault(each.device_id, learner_of(*sorted(each.sensors)))
-            anomalies += learner.process(each.sensors).is_anomaly
-            count += 1
-        assert anomalies < 0.02 * count
+    def test_persistence_expects_the_last_value(self) -> None:
+        table = noise(100)
+        said = followed(learner_of("a", "b", config=PLUGINS["persistence"]), table)
+        assert_array_equal(said.forecast, table)
+        assert_array_equal(said.horizon, table)
 
-    def test_noise_without_a_pattern_is_no_anomaly(self) -> None:
-        assert not any(outcome.is_anomaly for outcome in taught(learner_of("a", "b"), noise(5000, "a", "b")))
+    def test_a_linear_model_learns_both_horizons(self) -> None:
+        table = wave(4_000)
+        said = followed(learner_of("a", "b", config=PLUGINS["linear"]), table)
+        off, change = (said.horizon[:-20] - table[20:])[-1_000:], (table[20:] - table[:-20])[-1_000:]
+        assert rmse(off) < 0.3 * rmse(change)
+
+    def test_a_detector_does_not_change_what_the_network_learns(self) -> None:
+        alone, watched = learner_of("a", "b"), learner_of("a", "b", config=PLUGINS["half_space_trees"])
+        table = wave(500)
+        assert_allclose(followed(watched, table).forecast, followed(alone, table).forecast, rtol=1e-9)
+
+
+class TestAConfigurationIsRefused:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"features": ("lag_1", "hour")}, r"learner\.features knows no hour; it knows lag_1"),
+            ({"forecaster": "oracle"}, r"oracle.*persistence"),
+            ({"detectors": ("oracle",)}, r"oracle.*half_space_trees"),
+            ({"detectors": ("half_space_trees",) * 5}, r"learner\.detectors names 5, at most 4"),
+            ({"hidden_sizes": (1_000,)}, r"lower learner\.hidden_sizes, learner\.features or reading\.max_sensors"),
+            ({"hidden_sizes": (100_000, 100_000)}, r"the limit is 1,048,576"),
+        ],
+    )
+    def test_with_its_mend_before_anything_starts(self, changes: dict[str, Any], said: str) -> None:
+        with pytest.raises(BadConfiguration, match=said):
+            check(LearnerConfig.model_validate(changes), MAX_SENSORS)
+
+    @every_plugin
+    def test_unless_a_learner_can_be_made_of_it(self, config: LearnerConfig) -> None:
+        check(config, 16)
+        learner_of(*(f"s{i:02}" for i in range(16)), config=config)
+
+    def test_unless_it_is_the_one_that_is_shipped(self) -> None:
+        check(CONFIG, MAX_SENSORS)
+
+    def test_where_its_plug_ins_would_need_too_much_state(self) -> None:
+        config = LearnerConfig(forecaster="linear", features=(*PER_SENSOR, *SHARED))
+        learner = learner_of(*(f"s{i:02}" for i in range(MAX_SENSORS)), config=config)
+        assert len(learner.to_bytes()) > STATE_LIMIT
+        with pytest.raises(BadConfiguration):
+            check(config, MAX_SENSORS)
 
 
 def test_the_settings_of_one_learner_cannot_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         CONFIG.seed = 3  # type: ignore[misc]
-
-
-def test_a_device_that_names_ever_new_sensors_stays_small() -> None:
-    learner = DeviceLearner(("s0-0",), LearnerConfig())
-    for i in range(20):
-        given: dict[str, float | None] = {f"s{i}-{j}": 1.0 for j in range(64)}
-        learner = learner.fitted(given, 64)
-        learner.process(given)
-        assert set(learner.sensors) == set(given)
-    assert learner.samples_seen == 20
-    assert len(learner.to_bytes()) < STATE_LIMIT
-
-
-def test_of_too_many_sensors_those_longest_absent_leave() -> None:
-    learner = DeviceLearner(("a", "b", "c"), LearnerConfig())
-    learner.process({"a": 1.0, "b": 1.0, "c": 1.0})
-    learner.process({"a": 1.0, "b": 1.0})
-    assert learner.fitted({"a": 1.0, "d": 1.0}, 3).sensors == ("a", "b", "d")

@@ -18,7 +18,7 @@ from config.settings import (
     load_settings,
 )
 from flead.errors import BadConfiguration
-from flead.learner import LearnerConfig
+from flead.learner_config import LearnerConfig
 from flead.messages import ReadingLimits
 
 
@@ -110,7 +110,10 @@ class TestAWrongSetting:
             ("FLEAD_AGGREGATION__MIN_DEVICES", "0", "aggregation.min_devices: Input should be greater"),
             ("FLEAD_AGGREGATION__INTERVAL_S", "nan", "aggregation.interval_s: Input should be a finite number"),
             ("FLEAD_LEARNER__MIX", "1.5", "learner.mix: Input should be less"),
-            ("FLEAD_LEARNER__THRESHOLD", "1", "learner.threshold: Input should be less"),
+            ("FLEAD_LEARNER__FALSE_ALARMS_PER_DAY", "0", "learner.false_alarms_per_day: Input should be greater"),
+            ("FLEAD_LEARNER__THRESHOLD", "1", "learner.threshold: Extra inputs are not permitted"),
+            ("FLEAD_LEARNER__OPTIMISER", "newton", "learner.optimiser: Input should be 'sgd', 'momentum' or 'adam'"),
+            ("FLEAD_LEARNER__HORIZON_S", "86401", "learner.horizon_s: Input should be less"),
             ("FLEAD_LEARNER__ADOPTION", "ignore", "learner.adoption: Input should be 'replace' or 'mix'"),
             ("FLEAD_READING__EARLIEST", "2000-01-01T00:00:00", "reading.earliest: Input should have timezone info"),
             ("FLEAD_READING__MAX_SENSORS", "257", "reading.max_sensors: Input should be less"),
@@ -138,12 +141,6 @@ class TestAWrongSetting:
         assert "server.host" in message
         assert f"{host!r} is reachable from outside" in message
         assert "use 127.0.0.1" in message
-
-    def test_a_network_whose_state_would_not_fit_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("FLEAD_LEARNER__HIDDEN_SIZES", "[1000]")
-        message = refused()
-        assert "the limit is 65,536" in message
-        assert "lower learner.hidden_sizes or reading.max_sensors" in message
 
     @pytest.mark.parametrize("name", ["nowhere.yaml", "."])
     def test_a_file_that_is_none_is_named(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Prints how well anomalies are found: `python -m benchmarks.detection [--only SET] [--quick] [--json OUT] [--write]`."""
+"""Prints how well anomalies are found: `python -m benchmarks.detection`; see `--help`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,13 @@ def run_intel(folder: Path, *, quick: bool) -> tuple[dict[str, Any], str]:
         }  # fmt: skip
         figures = (by_window.auroc, by_window.auprc, by_window.f1, f1, by_row.auroc, by_row.auprc, *kinds.values())
         rows.append((name, *(f"{x:.3f}" for x in figures)))
-    header = (f"Intel Lab with faults, {len(windows):,} windows", "AUROC", "AUPRC", "best F1", "F1, other motes' threshold")
+    header = (
+        f"Intel Lab with faults, {len(windows):,} windows",
+        "AUROC",
+        "AUPRC",
+        "best F1",
+        "F1, other motes' threshold",
+    )
     return found, table((*header, "AUROC by reading", "AUPRC by reading", *intel.KINDS), rows)
 
 

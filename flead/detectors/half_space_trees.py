@@ -13,9 +13,9 @@ from river import anomaly
 
 from flead.detectors import watched
 from flead.errors import BadModel
+from flead.features import CLIP
 from flead.network import Vector
 from flead.plugins import Spec
-from flead.scaling import CLIP
 
 TREES = 10
 HEIGHT = 6

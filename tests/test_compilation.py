@@ -1,0 +1,154 @@
+"""Compiled loops: never stale, callable from any thread, and only with arrays that they can read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from flead import compilation, learning
+from flead.compilation import Floats, Locator
+from flead.learner import DeviceLearner
+from flead.learner_config import LearnerConfig
+
+SOURCES = Path(compilation.__file__).parent
+
+INNER = """
+from flead.compilation import kernel
+
+@kernel
+def change(x: float) -> float:
+    return x + {amount}
+"""
+OUTER = """
+import numpy as np
+from numba import carray
+from flead.compilation import EntryPoint
+from flead.inner import change
+
+def _run(a, n_a, b, n_b, c, n_c, d, n_d):
+    out = carray(d, (n_d,))
+    out[0] = change(out[0])
+
+RUN = EntryPoint(_run)
+
+def main():
+    out = np.array([1.0])
+    RUN.bind(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), out)()
+    print(out[0])
+"""
+
+
+def source_hash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What keeps the machine code of a copy of the package apart from another's."""
+    with monkeypatch.context() as patched:
+        patched.setattr(compilation, "__file__", str(folder / "compilation.py"))
+        return compilation._sources.__wrapped__()
+
+
+class TestWhatIsKept:
+    def test_moves_with_the_sources(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        copy = tmp_path / "flead"
+        shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        before = source_hash(copy, monkeypatch)
+        assert source_hash(copy, monkeypatch) == before
+        features = copy / "features.py"
+        text = features.read_text()
+        features.write_text(text + "# changed\n")
+        assert source_hash(copy, monkeypatch) != before
+        features.write_text(text)
+        assert source_hash(copy, monkeypatch) == before
+        (copy / "new.py").write_text("")
+        assert source_hash(copy, monkeypatch) != before
+
+    def test_is_never_used_for_a_kernel_that_calls_another_one_by_now(self, tmp_path: Path) -> None:
+        package = tmp_path / "flead"
+        package.mkdir()
+        shutil.copy(SOURCES / "compilation.py", package)
+        (package / "__init__.py").touch()
+        (package / "outer.py").write_text(OUTER)
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "FLEAD_CACHE": str(tmp_path / "cache")}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"  # or Python itself keeps what was written within one second
+        said = []
+        for amount in (1.0, 2.0):
+            (package / "inner.py").write_text(INNER.format(amount=amount))
+            command = [sys.executable, "-c", "from flead.outer import main; main()"]
+            run = subprocess.run(  # noqa: S603
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+            )
+            said.append(float(run.stdout))
+        assert said == [2.0, 3.0]
+
+    def test_lies_where_it_is_told_to(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_CACHE", str(tmp_path / "here"))
+        locator = Locator.from_function(learning._run, learning.__file__)
+        assert locator is not None
+        assert Path(locator.get_cache_path()).parent == tmp_path / "here"
+        assert Path(locator.get_cache_path()).is_dir()
+
+    def test_is_only_ours(self) -> None:
+        assert Locator.from_function(shutil.copy, shutil.__file__) is None
+
+    def test_falls_back_to_numbas_places_where_nothing_can_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("FLEAD_CACHE", str(tmp_path / "file"))
+        assert Locator.from_function(learning._run, learning.__file__) is None
+
+
+def arrays() -> tuple[compilation.Integers, Floats, Floats, Floats]:
+    return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), np.zeros(2)
+
+
+def _no_python(a, n_a, b, n_b, c, n_c, d, n_d):  # type: ignore[no-untyped-def]
+    """What no machine code can be made of."""
+    raise_(a)  # type: ignore[name-defined]  # noqa: F821
+
+
+class TestAnEntryPoint:
+    def test_may_be_called_from_any_thread_and_says_the_same(self) -> None:
+        times, values = 30.0 * np.arange(200), np.random.default_rng(0).normal(20.0, 1.0, (200, 2))
+        here = DeviceLearner(("a", "b"), LearnerConfig()).process_frame(times, values)
+        found: SimpleQueue[Floats] = SimpleQueue()
+
+        def elsewhere() -> None:
+            learner = DeviceLearner(("a", "b"), LearnerConfig())
+            found.put(learner.process_frame(times, values).forecast)
+
+        threads = [threading.Thread(target=elsewhere) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for _ in threads:
+            assert_array_equal(found.get(timeout=10), here.forecast)
+
+    @pytest.mark.parametrize("place", [0, 1, 2, 3])
+    def test_refuses_arrays_that_are_not_contiguous(self, place: int) -> None:
+        given = list(arrays())
+        given[place] = np.zeros(8, dtype=given[place].dtype)[::2]
+        integers, *floats = given
+        with pytest.raises(ValueError, match="contiguous"):
+            learning.RUN.bind(integers, *floats)  # type: ignore[arg-type]
+
+    def test_keeps_its_arrays_alive(self) -> None:
+        learner = DeviceLearner(("a",), LearnerConfig())
+        said = np.zeros(learning.SAID + 3)
+        call = learning.RUN.bind(learner._sizes, learner._buffer, np.array([1e9, 20.0]), said)
+        del learner
+        call()
+        assert said[learning.SAID + 1] == 20.0
+
+    def test_raises_in_the_callers_thread_what_went_wrong_while_compiling(self) -> None:
+        point = compilation.EntryPoint(_no_python)
+        with pytest.raises(Exception, match="raise_"):
+            point.bind(*arrays())

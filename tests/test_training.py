@@ -1,0 +1,149 @@
+"""Training goes down the slope of its loss, and federating is nothing but weighted means of what devices trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from flead.network import Architecture, Vector, forward, initial
+from flead.training import HUBER, Examples, Federation, federate, gradient, train
+
+RNG = np.random.default_rng
+SMALL = Architecture(3, (4,), 2, skip=True)
+
+architectures = st.builds(
+    Architecture,
+    st.integers(1, 4),
+    st.lists(st.integers(1, 4), max_size=2).map(tuple),
+    st.integers(1, 3),
+    skip=st.booleans(),
+)
+
+
+def examples(count: int, architecture: Architecture = SMALL, seed: int = 0, spread: float = 1.0) -> Examples:
+    """Outputs that a network could give, some of them unknown."""
+    rng = RNG(seed)
+    x = rng.normal(size=(count, architecture.input_size))
+    truth = RNG(99).normal(size=(architecture.input_size, architecture.output_size))
+    targets = spread * (x @ truth + 0.1 * rng.normal(size=(count, architecture.output_size)))
+    weights: Vector = np.where(rng.random(targets.shape) < 0.8, rng.uniform(0.5, 2.0, targets.shape), 0.0)
+    return Examples(x, targets * (weights > 0), weights)
+
+
+def loss(theta: Vector, architecture: Architecture, batch: Examples) -> float:
+    """Mean Huber loss of the known targets."""
+    off = np.abs(forward(theta, architecture, batch.features) - batch.targets)
+    each = np.where(off <= HUBER, 0.5 * off * off, HUBER * (off - 0.5 * HUBER))
+    return float((each * batch.weights).sum() / len(batch))
+
+
+class TestTheGradient:
+    @settings(deadline=None, max_examples=60)
+    @given(architectures, st.integers(0, 2**32), st.sampled_from([1.0, 10.0]))
+    def test_is_the_numerical_one_of_the_huber_loss(self, architecture: Architecture, seed: int, spread: float) -> None:
+        batch, step = examples(9, architecture, seed, spread), 1e-6
+        theta = RNG(seed).normal(0.0, 0.7, architecture.parameter_count)
+        numerical = [
+            (loss(theta + step * e, architecture, batch) - loss(theta - step * e, architecture, batch)) / (2 * step)
+            for e in np.eye(theta.size)
+        ]
+        assert_allclose(gradient(theta, architecture, batch), numerical, rtol=1e-4, atol=1e-6)
+
+    def test_does_not_know_targets_that_are_not_known(self) -> None:
+        batch, theta = examples(20), RNG(1).normal(size=SMALL.parameter_count)
+        other = Examples(batch.features, np.where(batch.weights > 0, batch.targets, 3.0), batch.weights)
+        assert_array_equal(gradient(theta, SMALL, other), gradient(theta, SMALL, batch))
+
+
+class TestTraining:
+    def test_lowers_the_loss(self) -> None:
+        known, start = examples(400), initial(SMALL, RNG(0))
+        for options in ({}, {"average": 0.05}, {"cosine": True}):
+            trained = train(start, SMALL, known, RNG(0), epochs=20, rate=0.01, **options)
+            assert loss(trained, SMALL, known) < 0.1 * loss(start, SMALL, known)
+
+    def test_gives_the_same_for_the_same_seed_and_leaves_its_start_alone(self) -> None:
+        start = initial(SMALL, RNG(0))
+        kept = start.copy()
+        one, again, other = (train(start, SMALL, examples(90), RNG(s), epochs=2, rate=0.01) for s in (1, 1, 2))
+        assert_array_equal(one, again)
+        assert not np.array_equal(one, other)
+        assert_array_equal(start, kept)
+
+    @pytest.mark.parametrize("average", [0.0, 0.01])
+    def test_for_no_epoch_or_on_nothing_changes_nothing(self, average: float) -> None:
+        start = initial(SMALL, RNG(0))
+        assert_array_equal(train(start, SMALL, examples(9), RNG(0), epochs=0, rate=0.1, average=average), start)
+        assert_array_equal(train(start, SMALL, examples(0), RNG(0), epochs=2, rate=0.1, average=average), start)
+
+    def test_gives_back_the_running_mean_of_its_steps_where_it_is_told_to(self) -> None:
+        start, known = initial(SMALL, RNG(0)), examples(32)
+        once = train(start, SMALL, known, RNG(0), epochs=1, rate=0.01)  # one batch: one step
+        averaged = train(start, SMALL, known, RNG(0), epochs=1, rate=0.01, average=0.25)
+        assert_allclose(averaged, start + 0.25 * (once - start), rtol=1e-12)
+
+    def test_survives_targets_that_are_far_away(self) -> None:
+        trained = train(initial(SMALL, RNG(0)), SMALL, examples(200, spread=1e12), RNG(0), epochs=3, rate=0.01)
+        assert np.isfinite(trained).all()
+        assert np.abs(trained).max() < 10
+
+
+class TestFederating:
+    DEVICES = (examples(40, seed=1), examples(80, seed=2), examples(0), examples(120, seed=3))
+
+    def test_is_plain_fedavg(self) -> None:
+        start = initial(SMALL, RNG(0))
+        plan = Federation(rounds=1, share=1.0, averaged=1)
+        rng, able = RNG(7), [device for device in self.DEVICES if len(device)]
+        order = rng.permutation(len(able))
+        trained = [train(start, SMALL, able[i], rng, epochs=1, rate=1.02 * plan.rate) for i in order]
+        counts = np.array([len(able[i]) for i in order], dtype=float)
+        expected = (counts[:, None] * np.stack(trained)).sum(axis=0) / counts.sum()
+        assert_allclose(federate(start, SMALL, list(self.DEVICES), RNG(7), plan), expected, rtol=1e-12, atol=1e-15)
+
+    def test_gives_the_same_for_the_same_seed(self) -> None:
+        start = initial(SMALL, RNG(0))
+        one, again, other = (
+            federate(start, SMALL, list(self.DEVICES), RNG(s), Federation(rounds=3)) for s in (1, 1, 2)
+        )
+        assert_array_equal(one, again)
+        assert not np.array_equal(one, other)
+
+    @pytest.mark.parametrize("averaged", [1, 2, 3])
+    def test_gives_the_mean_of_the_last_rounds_which_it_tells_of(self, averaged: int) -> None:
+        told: list[Vector] = []
+        numbers: list[int] = []
+
+        def on_round(number: int, theta: Vector) -> None:
+            numbers.append(number)
+            told.append(theta.copy())
+
+        plan = Federation(rounds=5, averaged=averaged)
+        final = federate(initial(SMALL, RNG(0)), SMALL, list(self.DEVICES), RNG(0), plan, on_round)
+        assert numbers == [1, 2, 3, 4, 5]
+        assert_allclose(final, np.mean(told[-averaged:], axis=0), rtol=1e-12)
+
+    def test_asks_a_share_of_the_devices_and_at_least_one(self) -> None:
+        start = initial(SMALL, RNG(0))
+        alone = federate(start, SMALL, list(self.DEVICES), RNG(4), Federation(rounds=1, share=0.01))
+        rng, able = RNG(4), [device for device in self.DEVICES if len(device)]
+        picked = rng.permutation(3)[0]
+        assert_array_equal(alone, train(start, SMALL, able[picked], rng, epochs=1, rate=1.02 * Federation().rate))
+
+    def test_learns_what_devices_have_in_common(self) -> None:
+        start = initial(SMALL, RNG(0))
+        found = federate(start, SMALL, list(self.DEVICES), RNG(0), Federation(rounds=20, share=1.0, rate=0.02))
+        unseen = examples(300, seed=9)
+        assert loss(found, SMALL, unseen) < 0.1 * loss(start, SMALL, unseen)
+
+
+def test_examples_of_several_devices_are_all_of_theirs() -> None:
+    one, other = examples(3, seed=1), examples(4, seed=2)
+    together = Examples.together([one, other])
+    assert len(together) == 7
+    assert_array_equal(together.targets, np.vstack((one.targets, other.targets)))
+    assert_array_equal(together[np.array([1, 3])].features, np.stack((one.features[1], other.features[0])))
+    assert_array_equal(together[2:4].weights, np.stack((one.weights[2], other.weights[0])))
