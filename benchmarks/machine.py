@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
-from pathlib import Path
 
 from flead.errors import Unavailable
+from orchestration.evaluating import machine
 from orchestration.java import find_java_home
 
 
 def describe() -> str:
-    """CPU, cores, memory, system, Python and Java."""
+    """CPU, cores, system, Python, memory and Java."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{_cpu()}, {os.cpu_count()} cores, {memory:.1f} GiB, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}, {_java()}"
-    )
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    return f"{machine()}, {memory:.1f} GiB, {_java()}"
 
 
 def _java() -> str:

@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 
 from flead import learning, metrics, network, state
 from flead.errors import BadDataset
+from flead.features import BINS
 from flead.learner import DeviceLearner
 from flead.learner_config import Adoption, LearnerConfig
 from flead.learning import LARGEST_STEP, LARGEST_SWING
 from flead.messages import cohort_of
 from flead.network import Architecture, Vector
-from flead.training import Examples, Federation, federate, train
+from flead.training import Examples, Federation, federate, times_of_day, train
 
 METHODS = ("persistence", "seasonal", "local", "federated", "personalised", "streamed", "centralised")
 """`persistence`: no change. `seasonal`: the change at the same time of an earlier day. `local`: a network of the
-device's own. `federated`: the global model. `personalised`: the global model, fine-tuned on the device. `streamed`: the
-stream's learner, given the global model, learning on. `centralised`: one network on everybody's data."""
+device's own. `federated`: the global model. `personalised`: the global model, fine-tuned on the device, with habits of
+the device's own: what its time of day adds to the forecast of the horizon. `streamed`: the stream's learner, given the
+global model, learning on. `centralised`: one network on everybody's data."""
 COLD_METHODS = ("persistence", "local", "federated")
 
 DAY, HOUR = 86_400.0, 3_600.0
@@ -225,15 +227,16 @@ def evaluate(
     cold: dict[str, list[Vector]] = {method: [] for method in COLD_METHODS}
     for i, (name, task) in enumerate(zip(devices, tasks, strict=True)):
         on_progress("fitting devices", i / len(devices))
-        own, personal = start, theta
+        own, personal = start, np.concatenate((theta, np.zeros(BINS * len(sensors))))
         if len(known[i]) >= FEWEST:
             own = train(
                 start, architecture, known[i], rng, epochs=plan.local_epochs, rate=plan.local_rate, average=0.01,
                 cosine=True,
             )  # fmt: skip
+            habits = replace(known[i], personal=times_of_day(before[name].times))
             personal = train(
-                theta, architecture, known[i], rng, epochs=plan.personal_epochs, rate=plan.personal_rate, average=0.01,
-                cosine=True,
+                personal, architecture, habits, rng, epochs=plan.personal_epochs, rate=plan.personal_rate,
+                average=0.01, cosine=True,
             )  # fmt: skip
         errors["persistence"].append(-task.changes)
         errors["seasonal"].append(task.seasonal - task.changes)
@@ -244,7 +247,7 @@ def evaluate(
             ("personalised", personal),
             ("centralised", central),
         ):
-            errors[method].append(_errors(weights, architecture, task))
+            errors[method].append(_errors(weights, architecture, task, after[name].times))
         hour = cold_known[i]
         beginner = (
             train(start, architecture, hour, rng, epochs=10, rate=plan.personal_rate, batch=16) if len(hour) else start
@@ -310,11 +313,17 @@ def _examples(task: Task) -> Examples:
     return Examples(task.features, np.nan_to_num(targets), weights)
 
 
-def _errors(theta: Vector, architecture: Architecture, task: Task) -> Vector:
-    """Forecast less truth, in the sensors' units, (m, 2 n)."""
-    n = task.changes.shape[1] // 2
+def _errors(theta: Vector, architecture: Architecture, task: Task, times: Vector | None = None) -> Vector:
+    """Forecast less truth, in the sensors' units, (m, 2 n).
+
+    Where theta goes on behind the network's parameters, it is with what this device's habits add at which time of day.
+    """
+    n, shared = task.changes.shape[1] // 2, architecture.parameter_count
     largest = np.repeat((LARGEST_STEP, LARGEST_SWING), n)
-    forecast = np.clip(network.forward(theta, architecture, task.features), -largest, largest) * task.scales
+    forecast = network.forward(theta[:shared], architecture, task.features)
+    if times is not None and theta.size > shared:
+        forecast[:, n:] += times_of_day(times) @ theta[shared:].reshape(BINS, n)
+    forecast = np.clip(forecast, -largest, largest) * task.scales
     wrong: Vector = forecast - task.changes
     return wrong
 

@@ -250,10 +250,31 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
             at += own.size
             continue
         step, swing = 1.0 / step_scale(past, s), 1.0 / swing_scale(past, s)
-        head = int(past.seen[s]) % past.ring.shape[0]
+        x, length = past.last[s], past.ring.shape[0]
+        head = int(past.seen[s]) % length
+        # In one function: handing `past` to another copies its arrays' descriptions, which takes longer than a feature.
         for k in range(own.size):
-            value = min(max(_of_sensor(past, s, own[k], head, bin_, ago[s], step, swing), -CLIP), CLIP)
-            into[at] = value * _OWN_SIZES[own[k]]
+            code = own[k]
+            if code < _MEANS:
+                before = head - code - 1
+                value = (past.ring[before if before >= 0 else before + length, s] - x) * step
+            elif code < _SHORT:
+                value = (past.means[code - _MEANS, s] - x) * (step if code - _MEANS < FAST_MEANS else swing)
+            elif code < _LEVEL:
+                m = min(10 if code < _LONG else 100, length, int(past.seen[s]))
+                what = code - _SHORT if code < _LONG else code - _LONG
+                value = _of_window(past.ring, s, x, what, m, head, step, swing)
+            elif code == _LEVEL:
+                value = (x - past.mean[s]) / max(sqrt(past.variance[s]), 1.0 / swing)
+            elif code == _LEVEL + 1:
+                after, before = (bin_ + 1 if bin_ + 1 < BINS else 0), (bin_ if bin_ > 0 else BINS) - 1
+                total = 2.0 * past.profile[bin_, s] + past.profile[after, s] + past.profile[before, s]
+                value = 0.25 * total * swing
+            elif code == _LEVEL + 2:
+                value = (ago[s] - x) * swing if ago[s] == ago[s] else 0.0  # not NaN
+            else:
+                value = log1p(past.age[s])
+            into[at] = min(max(value, -CLIP), CLIP) * _OWN_SIZES[code]
             at += 1
     day = 2.0 * pi * (time % 86_400.0) / 86_400.0
     week = 2.0 * pi * ((time / 86_400.0 + 3.0) % 7.0) / 7.0  # 1970-01-01 was a Thursday
@@ -271,39 +292,23 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
 
 
 @kernel
-def _of_sensor(past: Past, s: int, code: int, head: int, bin_: int, ago: float, step: float, swing: float) -> float:
-    """One feature of one sensor; `head` is where its last value is, `step` and `swing` are one over its scales."""
-    x = past.last[s]
-    if code < _MEANS:
-        at = head - code - 1
-        return float((past.ring[at if at >= 0 else at + past.ring.shape[0], s] - x) * step)
-    if code < _SHORT:
-        k = code - _MEANS
-        return float((past.means[k, s] - x) * (step if k < FAST_MEANS else swing))
-    if code < _LEVEL:
-        window = 10 if code < _LONG else 100
-        return _of_window(past, s, (code - _SHORT) % len(_WINDOW), window, head, step, swing)
-    if code == _LEVEL:
-        return float((x - past.mean[s]) / max(sqrt(past.variance[s]), 1.0 / swing))
-    if code == _LEVEL + 1:
-        total = 2.0 * past.profile[bin_, s] + past.profile[(bin_ + 1) % BINS, s] + past.profile[bin_ - 1, s]
-        return float(0.25 * total * swing)
-    if code == _LEVEL + 2:
-        return float((ago - x) * swing) if ago == ago else 0.0  # not NaN
-    return log1p(past.age[s])
-
-
-@kernel
-def _of_window(past: Past, s: int, what: int, window: int, head: int, step: float, swing: float) -> float:
-    """A statistic over the last values, relative to the last one."""
-    x, length = past.last[s], past.ring.shape[0]
-    m = min(window, length, int(past.seen[s]))
+def _of_window(
+    ring: Floats, s: int, x: float, what: int, m: int, head: int, step: float, swing: float
+) -> float:  # fmt: skip
+    """A statistic over a sensor's last m values, relative to the last one, x; that is at `head`."""
+    length, at = ring.shape[0], head
     if what == 2 or what == 3:
-        return _extreme(past.ring[:, s], head, m, x, what == 3) * step
+        found = x
+        for _ in range(m):
+            value = ring[at, s]
+            if value > found if what == 3 else value < found:
+                found = value
+            at = at - 1 if at > 0 else length - 1
+        return float((found - x) * step)
     total = square = slope = energy = 0.0
-    before, at = x, head
+    before = x
     for i in range(m):
-        value = past.ring[at, s]
+        value = ring[at, s]
         at = at - 1 if at > 0 else length - 1
         off = value - x
         total += off
@@ -318,13 +323,3 @@ def _of_window(past: Past, s: int, what: int, window: int, head: int, step: floa
     if what == 4:
         return float(slope * 12.0 / max(m * (m * m - 1.0), 1.0) * step)
     return sqrt(energy / max(m - 1, 1)) * step
-
-
-@kernel
-def _extreme(ring: Floats, head: int, m: int, x: float, highest: bool) -> float:  # noqa: FBT001
-    """The distance of the lowest or highest of the last m values from the last one."""
-    found, at = x, head
-    for _ in range(m):
-        found = max(found, ring[at]) if highest else min(found, ring[at])
-        at = at - 1 if at > 0 else ring.size - 1
-    return float(found - x)

@@ -6,7 +6,7 @@ horizon are made at once, and taught at once, when the horizon has come: until t
 
 from __future__ import annotations
 
-from math import log10, sqrt
+from math import exp, log10, pi, sqrt
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
@@ -15,6 +15,7 @@ from flead import scoring
 from flead.compilation import EntryPoint, Floats, Integers, cached_kernel, kernel
 from flead.drift import adwin, page_hinkley
 from flead.features import (
+    BINS,
     GAP,
     INTERVAL,
     LAST_TIME,
@@ -40,6 +41,7 @@ from flead.state import (
     LAYERS,
     LONGEST,
     MEMORY,
+    NEAR,
     OPTIMISER,
     OWN,
     RATE,
@@ -66,6 +68,10 @@ LARGEST_SURPRISE = 15.9
 LARGEST_VALUE = 1e100
 """What is beyond, infinity too, counts as no value: its square must still be a number."""
 DAY = 86_400.0
+NEAREST = (48.0 / sqrt(pi)) ** 0.5
+"""How near a time of day is to itself: such that nearness has the root mean square 1 over a day of half hours."""
+HABIT_PACE = 0.03
+"""Length of the steps that habits take, in the network's: a habit is what comes back, not what the last hour was."""
 
 
 @kernel
@@ -115,7 +121,7 @@ def _collect(state: State, sizes: Integers, before: float, time: float, gap: flo
         for s in range(n):
             state.waiting[newest, 1 + f + n + s] = x[s] if gap <= LONGEST_GAP else np.nan
     elif gap <= LONGEST_GAP:
-        example = _new_example(state, state.features)
+        example = _new_example(state, before, state.features)
         for s in range(n):
             _aim(example, f, n, s, (x[s] - past.last[s]) / step_scale(past, s), LARGEST_STEP)
     while state.queue[1] > 0.0:
@@ -128,7 +134,7 @@ def _collect(state: State, sizes: Integers, before: float, time: float, gap: flo
         state.queue[1] -= 1.0
         teaches = state.n_examples[0] < state.examples.shape[0]
         if teaches:
-            example = _new_example(state, row[1 : 1 + f])
+            example = _new_example(state, row[0], row[1 : 1 + f])
         for s in range(n):
             then = row[1 + f + s]
             swing = x[s] - then
@@ -141,9 +147,10 @@ def _collect(state: State, sizes: Integers, before: float, time: float, gap: flo
 
 
 @kernel
-def _new_example(state: State, given: Floats) -> Floats:
-    """An example with these features and no target yet."""
+def _new_example(state: State, time: float, given: Floats) -> Floats:
+    """An example with these features of this time, and no target yet."""
     example: Floats = state.examples[int(state.n_examples[0])]
+    state.made[int(state.n_examples[0])] = time
     state.n_examples[0] += 1.0
     for i in range(given.size):
         example[i] = given[i]
@@ -209,10 +216,15 @@ def learn(state: State, sizes: Integers) -> None:
         for i in range(f):
             state.work[i] = example[i]
         out = activate(state.theta, widths, sizes[SKIP] == 1, state.work)
+        bin_ = _add_habits(state, state.made[e], state.work[out + n : out + 2 * n])
         for j in range(2 * n):
             wrong = state.work[out + j] - example[f + j]
             state.slopes[out + j] = min(max(wrong, -HUBER), HUBER) * example[f + 2 * n + j]
         rate = state.settings[RATE] / (1.0 + state.queue[2] / state.settings[DECAY])
+        for k in range(NEAR):
+            for s in range(n):
+                step = HABIT_PACE * rate * state.near[k] * state.slopes[out + n + s]
+                state.habits[(bin_ + k) % BINS, s] -= step
         descend(
             state.theta, widths, sizes[SKIP] == 1, state.work, state.slopes, state.moments, sizes[OPTIMISER], rate,
             state.settings[LONGEST],
@@ -227,8 +239,26 @@ def predict(state: State, sizes: Integers) -> None:
     for i in range(sizes[FEATURES]):
         state.work[i] = state.features[i]
     out = activate(state.theta, widths, sizes[SKIP] == 1, state.work)
-    for j in range(2 * sizes[SENSORS]):
+    n = sizes[SENSORS]
+    for j in range(2 * n):
         state.change[j] = state.work[out + j]
+    _add_habits(state, state.past.clock[LAST_TIME], state.change[n:])
+
+
+@kernel
+def _add_habits(state: State, time: float, horizon: Floats) -> int:
+    """Add what the device's habits say at this time of day to what its network says of the horizon, (n,).
+
+    Gives the first of the half hours that count, and leaves in `state.near` how near they are.
+    """
+    at = time % DAY / DAY * BINS
+    first = int(at + 0.5) - NEAR // 2 + BINS
+    for k in range(NEAR):
+        away = at + BINS - first - k
+        state.near[k] = exp(-0.5 * away * away) * NEAREST
+        for s in range(horizon.size):
+            horizon[s] += state.near[k] * state.habits[(first + k) % BINS, s]
+    return first
 
 
 @kernel

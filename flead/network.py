@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt, tanh
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -145,49 +145,50 @@ def activate(theta: Floats, sizes: Integers, skip: bool, work: Floats) -> int:  
     at, weight, last = 0, 0, sizes.size - 1
     for depth in range(1, sizes.size):
         n_in, n_out = sizes[depth - 1], sizes[depth]
-        out = at + n_in
         n_also = sizes[0] if skip and depth == last and depth > 1 else 0
-        also, bias = weight + n_in * n_out, weight + (n_in + n_also) * n_out
+        rows, out = n_in + n_also, at + n_in
+        layer = theta[weight : weight + (rows + 1) * n_out].reshape((rows + 1, n_out))
+        into = work[out : out + n_out]
         for j in range(n_out):
-            work[out + j] = theta[bias + j]
-        _add_products(theta[weight:also], n_out, work[at:out], work[out : out + n_out])
-        _add_products(theta[also:bias], n_out, work[:n_also], work[out : out + n_out])
+            into[j] = layer[rows, j]
+        _add_products(layer[:n_in], work[at:out], into)
+        _add_products(layer[n_in:rows], work[:n_also], into)
         if depth < last:
             for j in range(n_out):
-                work[out + j] = tanh(work[out + j])
-        at, weight = out, bias + n_out
+                into[j] = _tanh(into[j])
+        at, weight = out, weight + (rows + 1) * n_out
     return at
 
 
 @kernel
-def _add_products(weights: Floats, n_out: int, x: Floats, into: Floats) -> None:
-    """Add x times a matrix (n_in, n_out): eight outputs at a time, held in registers."""
-    n_in, whole = x.size, n_out - n_out % 8
-    for j in range(0, whole, 8):
-        a = b = c = d = e = f = g = h = 0.0
-        for i in range(n_in):
-            v, k = x[i], i * n_out + j
-            a += v * weights[k]
-            b += v * weights[k + 1]
-            c += v * weights[k + 2]
-            d += v * weights[k + 3]
-            e += v * weights[k + 4]
-            f += v * weights[k + 5]
-            g += v * weights[k + 6]
-            h += v * weights[k + 7]
-        into[j] += a
-        into[j + 1] += b
-        into[j + 2] += c
-        into[j + 3] += d
-        into[j + 4] += e
-        into[j + 5] += f
-        into[j + 6] += g
-        into[j + 7] += h
-    for j in range(whole, n_out):
-        total = 0.0
-        for i in range(n_in):
-            total += x[i] * weights[i * n_out + j]
-        into[j] += total
+def _add_products(weights: Floats, x: Floats, into: Floats) -> None:
+    """Add x times a matrix (n_in, n_out): four rows at a time, each read in its order, as vectors want it."""
+    n_in, n_out = weights.shape
+    whole = n_in - n_in % 4
+    for i in range(0, whole, 4):
+        a, b, c, d = x[i], x[i + 1], x[i + 2], x[i + 3]
+        for j in range(n_out):
+            into[j] += a * weights[i, j] + b * weights[i + 1, j] + c * weights[i + 2, j] + d * weights[i + 3, j]
+    for i in range(whole, n_in):
+        a = x[i]
+        for j in range(n_out):
+            into[j] += a * weights[i, j]
+
+
+@kernel
+def _tanh(x: float) -> float:
+    """To the last few bits what `math.tanh` gives, in arithmetic that vectors do: a fifth of the network's time.
+
+    Lambert's continued fraction at x / 8, then tanh 2y = 2 tanh y / (1 + tanh² y) three times, on the fraction n / d.
+    """
+    x = 20.0 if x > 20.0 else (-20.0 if x < -20.0 else x)  # it is 1 there; NaN stays
+    y = 0.125 * x
+    z = y * y
+    n = y * (135_135.0 + z * (17_325.0 + z * (378.0 + z)))
+    d = 135_135.0 + z * (62_370.0 + z * (3_150.0 + z * 28.0))
+    n, d = 2.0 * n * d, d * d + n * n
+    n, d = 2.0 * n * d, d * d + n * n
+    return 2.0 * n * d / (d * d + n * n)
 
 
 @kernel
@@ -221,17 +222,19 @@ def descend(
         n_also = sizes[0] if skip and depth == last and depth > 1 else 0
         weight -= (n_in + n_also + 1) * n_out
         below = at - n_in
+        own, values, under = slopes[at : at + n_out], work[below:at], slopes[below:at]
         x2, d2 = 1.0, 0.0
         for j in range(n_out):
-            d2 += slopes[at + j] * slopes[at + j]
+            d2 += own[j] * own[j]
         for i in range(n_in):
-            x = work[below + i]
-            x2 += x * x
-            if depth > 1:
+            x2 += values[i] * values[i]
+        if depth > 1:
+            layer = theta[weight : weight + n_in * n_out].reshape((n_in, n_out))
+            for i in range(n_in):
                 s = 0.0
                 for j in range(n_out):
-                    s += theta[weight + i * n_out + j] * slopes[at + j]
-                slopes[below + i] = s * (1.0 - x * x)
+                    s += layer[i, j] * own[j]
+                under[i] = s * (1.0 - values[i] * values[i])
         for i in range(n_also):
             x2 += work[i] * work[i]
         square += x2 * d2
@@ -248,12 +251,32 @@ def descend(
     for depth in range(1, sizes.size):
         n_in, n_out = sizes[depth - 1], sizes[depth]
         n_also = sizes[0] if skip and depth == last and depth > 1 else 0
-        out = at + n_in
-        for i in range(n_in + n_also + 1):
-            x = work[at + i] if i < n_in else (work[i - n_in] if i < n_in + n_also else 1.0)
-            _update(theta, moments, weight, slopes[out : out + n_out], scale * x, optimiser, rate)
-            weight += n_out
+        rows, out = n_in + n_also, at + n_in
+        own = slopes[out : out + n_out]
+        if optimiser == SGD:
+            layer = theta[weight : weight + (rows + 1) * n_out].reshape((rows + 1, n_out))
+            step = rate * scale
+            _subtract_outer(layer[:n_in], work[at:out], own, step)
+            _subtract_outer(layer[n_in:rows], work[:n_also], own, step)
+            for j in range(n_out):
+                layer[rows, j] -= step * own[j]
+            weight += (rows + 1) * n_out
+        else:
+            for i in range(rows + 1):
+                x = work[at + i] if i < n_in else (work[i - n_in] if i < rows else 1.0)
+                _update(theta, moments, weight, own, scale * x, optimiser, rate)
+                weight += n_out
         at = out
+
+
+@kernel
+def _subtract_outer(weights: Floats, x: Floats, slopes: Floats, step: float) -> None:
+    """Step the weights (n_in, n_out) that lead from x, without what an optimiser remembers."""
+    n_in, n_out = weights.shape
+    for i in range(n_in):
+        a = step * x[i]
+        for j in range(n_out):
+            weights[i, j] -= a * slopes[j]
 
 
 @kernel
@@ -262,11 +285,7 @@ def _update(
 ) -> None:  # fmt: skip
     """Step the weights that lead from one value to every value of the next layer."""
     n_out = slopes.size
-    if optimiser == SGD:
-        own, step = theta[at : at + n_out], rate * x
-        for j in range(n_out):
-            own[j] -= step * slopes[j]
-    elif optimiser == MOMENTUM:
+    if optimiser == MOMENTUM:
         for j in range(n_out):
             moments[at + j] = MOMENTUM_BETA * moments[at + j] + x * slopes[j]
             theta[at + j] -= rate * moments[at + j]

@@ -412,7 +412,7 @@ def _unlikely(run: float, usual: float) -> float:
 
 
 _CERTAIN = 3.0
-"""Surprise at a run beyond any record: an alarm, but longer is not more of one."""
+"""Surprise at a run beyond any record, twice that at the moment when it falls."""
 _ENDLESS_RUN = (20.0, 400.0)
 _ENDLESS_ABSENCE = (2.0, 5.0)
 _ENDLESS_GAP = (3.0, 20.0)
@@ -420,9 +420,15 @@ _ENDLESS_GAP = (3.0, 20.0)
 
 
 @kernel
-def _record(run: float, longest: float, times: float, more: float) -> float:
-    """Surprise at a run that is far longer than any before."""
-    return _CERTAIN if run > times * longest + more else 0.0
+def _record(run: float, longest: float, times: float, more: float, before: float) -> float:
+    """Surprise at a run that is far longer than any before: twice when the record falls, as it is reported once.
+
+    `before` is how long the run was at the reading before.
+    """
+    limit = times * longest + more
+    if run <= limit:
+        return 0.0
+    return 2.0 * _CERTAIN if before <= limit else _CERTAIN
 
 
 @kernel
@@ -431,7 +437,7 @@ def _repeats(own: Floats, parts: Floats, change: float) -> None:
     if change == 0.0:
         own[_RUN] += 1.0
         _take(own, parts, _STUCK, _unlikely(own[_RUN], own[_USUAL_RUN]), 1.0)
-        parts[_ENDLESS] = _record(own[_RUN], own[_LONGEST_RUN], *_ENDLESS_RUN)
+        parts[_ENDLESS] = _record(own[_RUN], own[_LONGEST_RUN], *_ENDLESS_RUN, own[_RUN] - 1.0)
         return
     own[_USUAL_RUN] += _RUN_RATE * (min(own[_RUN], _LONGEST_LEARNT) - own[_USUAL_RUN])
     own[_LONGEST_RUN] = max(_FORGET_RECORD * own[_LONGEST_RUN], own[_RUN])
@@ -541,7 +547,7 @@ def _no_value(own: Floats, parts: Floats) -> None:
     """Score that one sensor gave no value."""
     own[_ABSENT] += 1.0
     if own[_COUNT] >= _WARM:
-        parts[_MISSING] = _record(own[_ABSENT], own[_LONGEST_ABSENT], *_ENDLESS_ABSENCE)
+        parts[_MISSING] = _record(own[_ABSENT], own[_LONGEST_ABSENT], *_ENDLESS_ABSENCE, own[_ABSENT] - 1.0)
 
 
 @kernel
@@ -549,7 +555,7 @@ def _silence(scores: Scores, gap: float) -> float:
     """Surprise at a gap between readings that is far longer than any before."""
     found = 0.0
     if scores.device[_READINGS] >= _WARM:
-        found = _record(gap, scores.device[_LONGEST_GAP], *_ENDLESS_GAP)
+        found = _record(gap, scores.device[_LONGEST_GAP], *_ENDLESS_GAP, 0.0)
     if scores.device[_READINGS] > 0.0:
         scores.device[_LONGEST_GAP] = max(_FORGET_RECORD * scores.device[_LONGEST_GAP], gap)
     scores.device[_READINGS] += 1.0
@@ -591,6 +597,16 @@ _TRACE_LEFT = 0.5 ** (1.0 / 120.0)
 """What was reported is remembered with a half-life of 120 readings."""
 _REFRACTORY_FLOOR = 0.15
 """Share of a surprise that is always reported."""
+
+
+_HEARD = 5.0
+"""Statistics of a sensor that may speak at any ordinary reading."""
+
+
+@kernel
+def _of_the_largest(surprise: float, n: float) -> float:
+    """The surprise of the largest of n surprises (Bonferroni's bound, bent so that none stays none)."""
+    return float(log10((10.0**surprise + n) / (1.0 + n)))
 
 
 @kernel
@@ -663,4 +679,9 @@ def score(scores: Scores, time: float, gap: float, x: Floats, residual: Floats, 
         if unrest > into[3]:
             into[1], into[2], into[3] = _most_restless(scores.parts), UNREST, unrest
     into[3] = min(into[3], HIGHEST)
-    into[0] = max(_refracted(scores, into[3]), lasting) if n == 1 else into[3]
+    if n == 1:
+        into[0] = max(_refracted(scores, into[3]), lasting)
+        return
+    into[3] = into[0] = _of_the_largest(into[3], _HEARD * n)
+    for s in range(n):
+        into[4 + s] = _of_the_largest(into[4 + s], _HEARD)

@@ -25,6 +25,9 @@ the features of each sensor (`OWN` many) and of the shared ones (`COMMON` many).
 WAITING = 24
 """Forecasts that wait for their horizon; where readings come faster, some are not followed up."""
 
+NEAR = 9
+"""Half hours of the day about a time that say what the habits add then; the others are too far away to count."""
+
 RATE, DECAY, LONGEST, MEMORY, HORIZON, ALARMS_PER_DAY = range(6)
 """Places in the settings."""
 SETTINGS_SIZE = 8
@@ -37,6 +40,7 @@ class State(NamedTuple):
     ----------
     past: what the features are made of
     theta, moments: (P,) and what the optimiser remembers
+    habits: (BINS, n) what the device's time of day adds to its forecasts of the horizon; its own, never shared
     features: (F,) after the last reading
     change: (2 n,) what is predicted of the next reading and of the horizon, in the scales of `features`
     waiting: (WAITING, 1 + F + 2 n) forecasts in a ring: when made (s), features, values then, next values
@@ -45,6 +49,8 @@ class State(NamedTuple):
     drift: ADWIN's or Page-Hinkley's
     settings: (SETTINGS_SIZE,) from the configuration, not state
     examples: (4, F + 4 n) what this reading teaches: features, targets, observed; `n_examples` of them
+    made: (4,) when their forecasts were made, s
+    near: (NEAR,) how near a time of day is to the half hours about it
     x, residual: (n,) this reading, and its distance from what was expected in typical changes; NaN where unknown
     extra: (m,) what plug-in detectors say
     verdict: (4 + n,) what the scorer says
@@ -55,6 +61,7 @@ class State(NamedTuple):
     past: Past
     theta: Floats
     moments: Floats
+    habits: Floats
     features: Floats
     change: Floats
     waiting: Floats
@@ -64,6 +71,8 @@ class State(NamedTuple):
     settings: Floats
     examples: Floats
     n_examples: Floats
+    made: Floats
+    near: Floats
     x: Floats
     residual: Floats
     extra: Floats
@@ -127,9 +136,10 @@ def sizes_of(sizes: Integers) -> tuple[int, int]:
     """
     n, f, widths = sizes[SENSORS], sizes[FEATURES], sizes[FIRST_LAYER : FIRST_LAYER + sizes[LAYERS]].sum()
     past = CLOCK_SIZE + (7 + len(HALF_LIVES) + sizes[RING] + 2 * BINS) * n
-    learning = sizes[PARAMETERS] + sizes[MOMENTS] + f + 2 * n + WAITING * (1 + f + 2 * n) + 4
+    learning = sizes[PARAMETERS] + sizes[MOMENTS] + BINS * n + f + 2 * n + WAITING * (1 + f + 2 * n) + 4
     kept = past + learning + sizes[SCORES] + drift.ADWIN_SIZE
-    scratch = SETTINGS_SIZE + 4 * (f + 4 * n) + 1 + 2 * n + sizes[EXTRA] + 4 + n + 2 * widths + sizes[SCRATCH]
+    scratch = SETTINGS_SIZE + 4 * (f + 4 * n) + 1 + 4 + NEAR + 2 * n + sizes[EXTRA] + 4 + n + 2 * widths
+    scratch += sizes[SCRATCH]
     return int(kept), int(kept + scratch)
 
 
@@ -160,6 +170,8 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += sizes[PARAMETERS]
     moments = buffer[at : at + sizes[MOMENTS]]
     at += sizes[MOMENTS]
+    habits = buffer[at : at + BINS * n].reshape(BINS, n)
+    at += BINS * n
     given = buffer[at : at + f]
     at += f
     change = buffer[at : at + 2 * n]
@@ -179,6 +191,10 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += 4 * (f + 4 * n)
     n_examples = buffer[at : at + 1]
     at += 1
+    made = buffer[at : at + 4]
+    at += 4
+    near = buffer[at : at + NEAR]
+    at += NEAR
     x = buffer[at : at + n]
     at += n
     residual = buffer[at : at + n]
@@ -193,6 +209,6 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += widths
     scratch = buffer[at : at + sizes[SCRATCH]]
     return State(
-        past, theta, moments, given, change, waiting, queue, scores, watched, settings, examples, n_examples, x,
-        residual, extra, verdict, work, slopes, scratch,
+        past, theta, moments, habits, given, change, waiting, queue, scores, watched, settings, examples, n_examples,
+        made, near, x, residual, extra, verdict, work, slopes, scratch,
     )  # fmt: skip

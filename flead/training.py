@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flead import network
+from flead.features import BINS
 from flead.federation import fedavg
+from flead.learning import DAY, NEAREST
 from flead.network import ADAM_BETA1, ADAM_BETA2, Architecture, Vector
 
 HUBER = 5.0
@@ -27,27 +29,46 @@ class Examples:
     features: (m, n_features)
     targets: (m, n_outputs), 0 where `weights` is 0
     weights: (m, n_outputs), 0 where the target is not known
+    personal: (m, p) what only personal parameters see, see `gradient`
     """
 
     features: Vector
     targets: Vector
     weights: Vector
+    personal: Vector | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> Examples:
-        return Examples(self.features[rows], self.targets[rows], self.weights[rows])
+        personal = None if self.personal is None else self.personal[rows]
+        return Examples(self.features[rows], self.targets[rows], self.weights[rows], personal)
 
     @staticmethod
     def together(parts: list[Examples]) -> Examples:
-        """All of several devices."""
+        """All of several devices, without what is personal."""
         return Examples(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("features", "targets", "weights")))
 
 
+def times_of_day(times: Vector) -> Vector:
+    """How near each time (s) is to each half hour of the day, (m, BINS), each column's root mean square 1.
+
+    >>> times_of_day(np.array([0.0])).round(2)[0, [0, 1, 2, 24, 47]]
+    array([5.2 , 3.16, 0.7 , 0.  , 3.16])
+    """
+    away = (times[:, None] / DAY * BINS - np.arange(BINS) + BINS / 2) % BINS - BINS / 2
+    near: Vector = np.exp(-0.5 * away * away) * NEAREST
+    return near
+
+
 def gradient(theta: Vector, architecture: Architecture, batch: Examples) -> Vector:
-    """The gradient of the mean Huber loss over a batch, (parameter_count,)."""
-    views, x = network.layers(theta, architecture), batch.features
+    """The gradient of the mean Huber loss over a batch, as long as theta.
+
+    Where the batch has personal inputs, theta may go on behind the network's parameters: with a (p, k) linear map from
+    those inputs to the last k outputs. It is no part of the network and is never federated.
+    """
+    shared, x = architecture.parameter_count, batch.features
+    views = network.layers(theta[:shared], architecture)
     inputs = [x]
     for layer in views[:-1]:
         inputs.append(np.tanh(inputs[-1] @ layer[:-1] + layer[-1]))
@@ -56,9 +77,14 @@ def gradient(theta: Vector, architecture: Architecture, batch: Examples) -> Vect
     if skips:
         inputs[-1] = np.concatenate((inputs[-1], x), axis=1)
     wrong = inputs[-1] @ views[-1][:-1] + views[-1][-1] - batch.targets
+    if batch.personal is not None:
+        own = theta[shared:].reshape(batch.personal.shape[1], -1)
+        wrong[:, architecture.output_size - own.shape[1] :] += batch.personal @ own
     slope = np.clip(wrong, -HUBER, HUBER) * batch.weights / len(batch)
     found = np.empty(theta.size)
-    gradients = network.layers(found, architecture)
+    if batch.personal is not None:
+        found[shared:] = (batch.personal.T @ slope[:, architecture.output_size - own.shape[1] :]).ravel()
+    gradients = network.layers(found[:shared], architecture)
     for depth in range(len(views) - 1, -1, -1):
         gradients[depth][:-1] = inputs[depth].T @ slope
         gradients[depth][-1] = slope.sum(axis=0)
@@ -73,10 +99,12 @@ def train(
     theta: Vector, architecture: Architecture, examples: Examples, rng: np.random.Generator, *, epochs: int,
     rate: float, batch: int = 32, average: float = 0.0, cosine: bool = False,
 ) -> Vector:  # fmt: skip
-    """Train by Adam on shuffled batches; gives new parameters, (parameter_count,).
+    """Train by Adam on shuffled batches; gives new parameters, as many as it was given.
 
     Parameters
     ----------
+    theta:
+        (parameter_count,), with or without personal parameters behind (see `gradient`)
     rate:
         length of the first steps; with `cosine` it falls to next to nothing over the epochs (Loshchilov and Hutter,
         2017)

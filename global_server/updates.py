@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Annotated
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from flead import network
 from flead.errors import BadUpdate, Reason
@@ -19,6 +20,7 @@ model that could not be published must not come about."""
 _MAX_COUNT = 2**53 - 1  # beyond it, JSON numbers of other languages are no longer exact
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
+_NAMES: TypeAdapter[list[str]] = TypeAdapter(Annotated[list[Name], Field(min_length=1, max_length=256)])
 
 
 def read_update(message: LocalUpdate, now: datetime, max_norm: float) -> Update:
@@ -59,6 +61,7 @@ def read_update(message: LocalUpdate, now: datetime, max_norm: float) -> Update:
         sample_count=message.sample_count,
         samples_seen=_count(message, "samples_seen"),
         base_version=_count(message, "base_version"),
+        sensors=_sensors(message),
     )
 
 
@@ -68,6 +71,14 @@ def _cohort(message: LocalUpdate) -> str:
         return _NAME.validate_python(message.cohort if named is None else named, strict=True)
     except ValidationError:
         raise BadUpdate("metadata.cohort: not a name (1-128 characters, none of control)", Reason.BAD_NAME) from None
+
+
+def _sensors(message: LocalUpdate) -> tuple[str, ...] | None:
+    """Read the sensors' names; None where they are none, which is no reason to refuse: no round depends on them."""
+    try:
+        return tuple(_NAMES.validate_python(message.metadata.get("sensors"), strict=True))
+    except ValidationError:
+        return None
 
 
 def _count(message: LocalUpdate, name: str) -> int | None:

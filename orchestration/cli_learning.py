@@ -13,6 +13,7 @@ import typer
 
 from flead.errors import BadConfiguration, FleadError
 from orchestration.cli_common import Json, RunDir, err, out, say, settings_for
+from orchestration.files import output_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -114,7 +115,8 @@ def detect(
 
         check_suffix(plot.suffix.lower())
     choice = Choice(_names(sensors), _names(ignore))
-    config = _with_false_alarms(settings_for(None).learner, false_alarms_per_day)
+    settings = settings_for(None)
+    config = _with_false_alarms(settings.learner, false_alarms_per_day)
     for path in (output, plot):
         _check_writable(path)
     with output_file(output) as temporary, _progress() as advance:
@@ -124,6 +126,7 @@ def detect(
             config,
             choice,
             lambda what, done, total: advance(f"{what} {done:,}" if done else what, done / total if total else None),
+            largest=settings.reading.max_abs_value,
             explain=explain,
         )
     if plot is not None:
@@ -185,20 +188,6 @@ def export(
         f"{output}: {len(exported.raw):,} bytes, the model of {device} ({model.architecture}); on {inputs} inputs it "
         f"differs from the network by {agreed.relative_rmse:.2g} of its outputs' size, at most {agreed.max_abs:.2g}"
     )
-
-
-@contextmanager
-def output_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place at the end; where the work fails, nothing is left."""
-    path = path.expanduser().absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise FleadError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_writable(path: Path | None) -> None:

@@ -29,8 +29,6 @@ from flead.scoring import KINDS
 
 ROWS = 4_096
 """Readings that a learner takes in one call."""
-LARGEST = 1e15
-"""The stream's limit of a value (`reading.max_abs_value`): beyond it float64 no longer tells tenths apart."""
 LABELS = frozenset({"label", "labels", "class", "anomaly", "is_anomaly", "outlier", "target", "fault", "attack"})
 DAY = 86_400.0
 
@@ -119,9 +117,15 @@ def detect(
     choice: Choice,
     on_progress: Progress,
     *,
+    largest: float,
     explain: bool = False,
 ) -> tuple[Report, list[Track]]:
     """Score every record of `path` and write a line for each to `output`, in the order of the file.
+
+    Parameters
+    ----------
+    largest:
+        the stream's limit of a value (`reading.max_abs_value`): a record beyond it is rejected
 
     Raises
     ------
@@ -141,7 +145,7 @@ def detect(
     count = len(lines.timestamps)
     if not isinstance(dataset.format, Csv) and choice.sensors and set(choice.sensors) - known:
         raise BadConfiguration(_unknown(sorted(set(choice.sensors) - known), sorted(known)))
-    frames = [_within_limits(frame, lines, report) for frame in frames]
+    frames = [_within_limits(frame, largest, lines, report) for frame in frames]
     frames = [frame for frame in frames if len(frame.times)]
     if not frames:
         raise BadDataset(f"{path} holds no reading; " + (report.first_rejected or "there is nothing below its header"))
@@ -258,13 +262,13 @@ def _reject(report: Report, number: int, why: str) -> None:
         report.first_rejected = f"line {number}: {why}"
 
 
-def _within_limits(frame: Frame, lines: _Lines, report: Report) -> Frame:
+def _within_limits(frame: Frame, largest: float, lines: _Lines, report: Report) -> Frame:
     """The frame without the rows that the stream would refuse."""
-    beyond = (np.abs(frame.values) > LARGEST).any(axis=1)
+    beyond = (np.abs(frame.values) > largest).any(axis=1)
     if not beyond.any():
         return frame
     for record in frame.records[beyond]:
-        _reject(report, lines.numbers[int(record)], f"a value is beyond {LARGEST:g}")
+        _reject(report, lines.numbers[int(record)], f"a value is beyond {largest:g}")
     kept = ~beyond
     return replace(frame, times=frame.times[kept], values=frame.values[kept], records=frame.records[kept])
 

@@ -20,7 +20,7 @@ from data.frames import Frame, frames_of
 from data.plausible import PlausibleOnly, ranges_of
 from data.sources import open_dataset
 from flead.errors import BadConfiguration, BadDataset
-from flead.evaluation import Evaluation, Plan, Series, cohort_frames, evaluate
+from flead.evaluation import LONGEST_NEXT_S, TOLERANCE, Evaluation, Plan, Series, cohort_frames, evaluate
 from flead.learner_config import LearnerConfig
 from flead.messages import cohort_of
 from flead.training import Federation
@@ -138,6 +138,7 @@ def compare(request: Request, config: LearnerConfig, on_progress: Progress) -> C
 
     found = evaluate(train, test, sensors, config, request.plan, on_step)
     ended = time.perf_counter()
+    remarks += _unknown(found, test)
     names, starts = list(marks), [*marks.values(), ended]
     phases = {name: starts[i + 1] - starts[i] for i, name in enumerate(names) if name != "done"}
     report = found.as_dict(request.seed) | {
@@ -254,6 +255,24 @@ def _after_training(train: list[Series], test: list[Series]) -> tuple[list[Serie
         )
     return kept, [
         f"training and test overlap in time: {dropped:,} test readings not later than the training are left out"
+    ]
+
+
+def _unknown(found: Evaluation, test: Sequence[Series]) -> list[str]:
+    """A remark for each horizon at which the test has no reading to judge a forecast by."""
+    steps = [np.diff(series.times) for series in test if series.device in found.devices]
+    every = np.concatenate(steps)
+    come = f"they come about every {np.median(every):g} s" if len(every) else "each device has one"
+    sought = (
+        f"within {LONGEST_NEXT_S:g} s of an earlier one",
+        f"{found.horizon_s:g} s after an earlier one, give or take {TOLERANCE * found.horizon_s:g} s",
+    )
+    n = len(found.sensors)
+    return [
+        f"{horizon} has no figures: no test reading lies {where} ({come})"
+        + ("; learner.horizon_s sets another horizon" if h else "")
+        for h, (horizon, where) in enumerate(zip(found.horizons, sought, strict=True))
+        if not any(np.isfinite(errors[:, h * n : (h + 1) * n]).any() for errors in found.errors["persistence"])
     ]
 
 

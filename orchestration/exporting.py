@@ -18,7 +18,7 @@ from flead.errors import BadConfiguration, BadDataset, BadModel, FleadError, Una
 from flead.features import PER_SENSOR, SHARED
 from flead.learner import DeviceLearner
 from flead.learner_config import LearnerConfig
-from flead.messages import Reading, WeightsMessage, cohort_of
+from flead.messages import Reading, cohort_of
 from flead.network import Architecture, Vector
 
 RANDOM_SAMPLES = 256
@@ -96,14 +96,15 @@ def from_run(mongodb: MongoSettings, device: str, config: LearnerConfig) -> Mode
     FleadError
         the device has not sent a model
     """
-    from storage.connection import connect, open_database, translated
+    from storage.connection import connect, open_database
+    from storage.rounds import RoundRepository
 
     _only_networks(config)
     try:
-        with connect(mongodb) as client, translated():
-            models = open_database(client, mongodb)["local_models"]
-            newest = models.find_one({"device_id": device}, sort=[("received_at", -1)])
-            known = [] if newest else sorted(models.distinct("device_id"))
+        with connect(mongodb) as client:
+            models = RoundRepository(open_database(client, mongodb))
+            newest = models.newest_of(device)
+            known = [] if newest else models.devices()
     except Unavailable as error:
         raise Unavailable(f"{error}; or learn from a file of the device's readings: --data FILE") from None
     if newest is None:
@@ -112,14 +113,17 @@ def from_run(mongodb: MongoSettings, device: str, config: LearnerConfig) -> Mode
             if known
             else f"the run has no model of {device}: no device has sent one yet; wait, or name a file with --data"
         )
-    theta, architecture = network.from_message(WeightsMessage.model_validate(newest["weights"]))
-    cohort = str(newest["cohort"])
-    sensors = tuple(cohort.split("+"))
-    sensors = sensors if cohort_of(sensors) == cohort else ()
-    if sensors and architecture != state.architecture_of(config, len(sensors)):
+    sensors = newest.sensors or _sensors_of(newest.cohort)
+    if sensors and newest.architecture != state.architecture_of(config, len(sensors)):
         sensors = ()  # a foreign model: nothing is known of its inputs
-    about = _about(device, cohort, newest["base_version"], newest["samples_seen"], sensors, config)
-    return Model(theta, architecture, about, None)
+    about = _about(device, newest.cohort, newest.base_version, newest.samples_seen, sensors, config)
+    return Model(newest.theta, newest.architecture, about, None)
+
+
+def _sensors_of(cohort: str) -> tuple[str, ...]:
+    """The sensors that a cohort's name spells out; () where it does not."""
+    sensors = tuple(cohort.split("+"))
+    return sensors if cohort_of(sensors) == cohort else ()
 
 
 def with_samples(model: Model, calibration: Model) -> Model:

@@ -1,9 +1,13 @@
-"""Small files that other processes read while we write them."""
+"""Files that are there whole or not at all, whoever reads them while we write."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from flead.errors import FleadError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -12,3 +16,17 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place at the end; where the work fails, nothing is left."""
+    path = path.expanduser().absolute()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise FleadError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
+    finally:
+        temporary.unlink(missing_ok=True)

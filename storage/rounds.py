@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pymongo import DESCENDING
 from pymongo.database import Database
 
 from flead import network
@@ -25,8 +26,8 @@ _PENDING = None
 class Update:
     """A validated local update.
 
-    `theta` is (parameter_count,); `samples_seen` the device's training counter and `base_version` the round it began
-    from, None where it did not say.
+    `theta` is (parameter_count,); `samples_seen` the device's training counter, `base_version` the round it began from
+    and `sensors` the names its inputs are made of, None where it did not say.
     """
 
     device_id: str
@@ -38,6 +39,7 @@ class Update:
     sample_count: int
     samples_seen: int | None = None
     base_version: int | None = None
+    sensors: tuple[str, ...] | None = None
 
     @property
     def key(self) -> str:
@@ -83,6 +85,18 @@ class RoundRepository:
         query: Document = {"round": _PENDING} | ({"cohort": cohort} if cohort is not None else {})
         with translated():
             return [_from_document(found) for found in self._updates.find(query).sort("received_at")]
+
+    def newest_of(self, device_id: str) -> Update | None:
+        """Read the newest update of a device, pending or used; None where there is none."""
+        newest = [("received_at", DESCENDING), ("timestamp", DESCENDING)]
+        with translated():
+            found = self._updates.find_one({"device_id": device_id}, sort=newest)
+        return None if found is None else _from_document(found)
+
+    def devices(self) -> list[str]:
+        """Name the devices of which updates are stored, sorted."""
+        with translated():
+            return sorted(self._updates.distinct("device_id"))
 
     def latest_rounds(self) -> dict[str, GlobalModel]:
         """Read the newest round of each cohort."""
@@ -175,6 +189,7 @@ def _to_document(update: Update) -> Document:
         "sample_count": update.sample_count,
         "samples_seen": update.samples_seen,
         "base_version": update.base_version,
+        "sensors": None if update.sensors is None else list(update.sensors),
         "round": _PENDING,
     }
 
@@ -187,7 +202,9 @@ def _from_document(document: Document) -> Update:
         name: document[name]
         for name in ("device_id", "cohort", "received_at", "sample_count", "samples_seen", "base_version")
     }
-    return Update(timestamp=timestamp, theta=theta, architecture=architecture, **same)
+    named = document.get("sensors")  # documents of earlier versions have none
+    sensors = None if named is None else tuple(named)
+    return Update(timestamp=timestamp, theta=theta, architecture=architecture, sensors=sensors, **same)
 
 
 def _to_model(document: Document) -> GlobalModel:

@@ -77,6 +77,7 @@ def collections(settings: MongoSettings) -> tuple[Collection, ...]:
                 "sample_count": {"bsonType": "number", "minimum": 1},
                 "samples_seen": _NULLABLE_COUNT,
                 "base_version": _NULLABLE_COUNT,
+                "sensors": {"bsonType": ["array", "null"], "items": _NAME},
                 "round": _NULLABLE_COUNT,
             },
             (
@@ -88,6 +89,7 @@ def collections(settings: MongoSettings) -> tuple[Collection, ...]:
                     expireAfterSeconds=int(settings.local_models_days * _DAY_S),
                 ),
             ),
+            frozenset({"sensors"}),
         ),
         Collection(
             "global_model",

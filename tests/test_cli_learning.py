@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,17 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 class TestDetect:
+    def test_rejects_what_the_settings_reject_of_a_stream(
+        self, tmp_path: Path, flead: Flead, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, output = table(tmp_path / "in.csv", devices=1, days=0.1), tmp_path / "out.csv"
+        rejected = "lines that are no reading"
+        assert rejected not in flead("detect", source, "-o", output).err
+        monkeypatch.setenv("FLEAD_READING__MAX_ABS_VALUE", "21")
+        done = flead("detect", source, "-o", output)
+        assert rejected in done.err
+        assert "a value is beyond 21" in done.err
+
     def test_writes_a_line_for_each_line_in_their_order(self, tmp_path: Path, flead: Flead) -> None:
         source, output = table(tmp_path / "in.csv"), tmp_path / "out.csv"
         done = flead("detect", source, "--output", output)
@@ -378,6 +389,19 @@ class TestEvaluate:
         done = flead("evaluate", "--train", tmp_path / train, "--test", tmp_path / test, *more)
         assert why in refused(done)
 
+    def test_says_so_where_nothing_is_known_at_a_horizon(self, tmp_path: Path, flead: Flead) -> None:
+        first = table(tmp_path / "a.csv", days=10.0, step_s=3_600.0)
+        second = table(tmp_path / "b.csv", days=3.0, first=START + timedelta(days=10), step_s=3_600.0)
+        done = flead("evaluate", "--train", first, "--test", second, "--rounds", 1, "--json", "-")
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        assert found["mean_skill"]["10min"]["personalised"] is None
+        later, sooner = sorted(remark for remark in found["remarks"] if "has no figures" in remark)
+        assert "10min has no figures: no test reading lies 600 s after an earlier one, give or take 60 s" in later
+        assert "every 3600 s); learner.horizon_s sets another" in later
+        assert sooner.startswith("next has no figures")
+        assert f"warning: {later}" in done.err
+
     @needs(INTEL)
     def test_learns_from_real_motes(self, tmp_path: Path, flead: Flead) -> None:
         few = tmp_path / "motes.txt"
@@ -452,6 +476,18 @@ class TestExport:
             )
             for hour in (1, 3, 2)
         ]
+        many = tuple(f"s{i:02}" for i in range(30))  # too many for the cohort's name to spell them out
+        wide = DeviceLearner(many, LearnerConfig())
+        updates.append(
+            replace(
+                updates[0],
+                device_id="pump-2",
+                cohort=wide.cohort,
+                theta=wide.theta,
+                architecture=wide.architecture,
+                sensors=many,
+            )
+        )
         output = tmp_path / "model.npz"
         options = ("export", "--device", "pump-1", "-o", output, "--format")
         assert "no device has sent one yet" in refused(flead(*options, "npz"))
@@ -469,7 +505,9 @@ class TestExport:
         assert flead(*options, "tflite-int8", *more).code == 0
         assert LiteModel(output.read_bytes()).int8
         unknown = flead("export", "--device", "pump-9", "-o", output, "--format", "npz")
-        assert "the run has no model of pump-9, only of pump-1" in refused(unknown)
+        assert "the run has no model of pump-9, only of pump-1, pump-2" in refused(unknown)
+        assert flead("export", "--device", "pump-2", "-o", output, "--format", "npz").code == 0
+        assert metadata_of(output.read_bytes())["sensors"] == ",".join(many)
 
     def test_says_in_one_line_what_is_missing(self, tmp_path: Path, flead: Flead) -> None:
         source = table(tmp_path / "in.csv", days=0.1)

@@ -134,6 +134,41 @@ def test_an_older_update_that_comes_late_adds_samples_but_not_its_weights(servic
     assert model.total_samples == 20
 
 
+def test_the_newest_model_of_a_device_is_found_with_its_sensors(service: RoundService, mongo: Mongo) -> None:
+    repository = RoundRepository(mongo.database)
+    assert repository.newest_of("a") is None
+    named: dict[str, Any] = {"cohort": "x", "sensors": ["x"]}
+    batch = [update("a", second=1, **named), update("a", 3.0, second=2, **named), update("b", 9.0)]
+    service.accept_many(batch, NOW + timedelta(seconds=1))  # one time of receipt: the device's own decides
+    service.accept(update("a", 2.0, second=3, **named), NOW)
+    newest = repository.newest_of("a")
+    assert newest is not None
+    assert (newest.cohort, newest.sensors, newest.architecture) == ("x", ("x",), SIZES)
+    assert set(newest.theta.tolist()) == {3.0}
+    assert repository.devices() == ["a", "b"]
+    service.aggregate("x", NOW)
+    used = repository.newest_of("a")
+    assert used is not None
+    assert used.key == newest.key
+
+
+@pytest.mark.parametrize("sensors", [None, [], {}, "x", [1], [""], ["x"] * 257, 7])
+def test_sensors_that_are_no_names_are_left_out(sensors: Any, service: RoundService, mongo: Mongo) -> None:
+    assert service.accept(update(sensors=sensors), NOW) is Accepted.NEW
+    newest = RoundRepository(mongo.database).newest_of("a")
+    assert newest is not None
+    assert newest.sensors is None
+
+
+def test_a_model_stored_by_an_earlier_version_has_no_sensors(service: RoundService, mongo: Mongo) -> None:
+    service.accept(update(sensors=["x"]), NOW)
+    mongo.database.local_models.update_one({}, {"$unset": {"sensors": 1}})
+    newest = RoundRepository(mongo.database).newest_of("a")
+    assert newest is not None
+    assert newest.sensors is None
+    assert len(RoundRepository(mongo.database).pending()) == 1
+
+
 def test_the_same_again_counts_once(service: RoundService, restart: Restart) -> None:
     assert service.accept(update(), NOW) is Accepted.NEW
     assert service.accept(update(value=2.0), NOW) is Accepted.DUPLICATE

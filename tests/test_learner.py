@@ -704,6 +704,46 @@ class TestUpdates:
         assert str(update) == before
 
 
+class TestHabits:
+    """What the time of day adds to the forecast of the horizon: the device's own, beside its network."""
+
+    @staticmethod
+    def habitual() -> DeviceLearner:
+        learner = learner_of("a", "b")
+        followed(learner, wave(6_000, period_s=28_800.0))
+        return learner
+
+    def test_start_as_none(self) -> None:
+        assert not learner_of("a", "b")._state.habits.any()
+
+    def test_are_learned_and_survive_a_restart_and_a_new_global_model(self) -> None:
+        learner = self.habitual()
+        learned = learner._state.habits.copy()
+        assert learned.any(axis=0).all()
+        learner = DeviceLearner.from_bytes(learner.to_bytes(), CONFIG)
+        learner.adopt(np.zeros(learner.theta.size), 1)
+        assert_array_equal(learner._state.habits, learned)
+
+    def test_are_not_sent(self) -> None:
+        learner = self.habitual()
+        update = learner.take_update("m", when(0))
+        assert update is not None
+        sent, _ = from_message(LocalUpdate.from_json(orjson.dumps(update)).weights)
+        assert sent.size == learner.architecture.parameter_count
+
+    def test_add_to_the_horizon_at_their_time_of_day_only(self) -> None:
+        said = {}
+        for hour in (None, 0, 12):
+            learner = learner_of("a", "b")
+            if hour is not None:
+                learner._state.habits[2 * hour] = 0.1
+            followed(learner, np.full((1, 2), 20.0))  # at midnight
+            said[hour] = learner._state.change.copy()
+        assert (said[0] - said[None])[:2].tolist() == [0.0, 0.0]
+        assert ((said[0] - said[None])[2:] > 0.1).all()
+        assert_array_equal(said[12], said[None])
+
+
 class TestConceptDrift:
     @staticmethod
     def rising(config: LearnerConfig, factor: float = 8.0) -> tuple[DeviceLearner, Outcomes]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import psutil
 import pytest
@@ -26,8 +27,11 @@ from pymongo import MongoClient
 
 from config.child import port_is_taken
 from config.settings import PROJECT
+from flead import network
 from flead.errors import BadReading
-from flead.messages import ReadingLimits, parse_reading
+from flead.export import LiteModel
+from flead.messages import ReadingLimits, WeightsMessage, parse_reading
+from flead.scoring import KINDS
 from kafka.client import make_consumer, make_producer
 from kafka.offsets import Offsets
 from kafka.topics import DEAD_LETTERS, GLOBAL_MODEL, LOCAL_UPDATES, PREDICTIONS, READINGS
@@ -63,6 +67,16 @@ def read(servers: str, topic: str, begin: dict[int, int] | None = None) -> list[
     return found
 
 
+def stored_model(run: LiveRun, device: str, samples_seen: int) -> tuple[network.Vector, network.Architecture]:
+    """The model that a device sent when its counter stood there, as the database has it."""
+    uri = f"mongodb://127.0.0.1:{run.port('MONGODB__PORT')}/?directConnection=true"
+    with MongoClient[dict[str, Any]](uri) as client:
+        stored = client["flead"]["local_models"].find_one({"device_id": device, "samples_seen": samples_seen})
+    assert stored is not None
+    assert stored["sensors"] == stored["cohort"].split("+")
+    return network.from_message(WeightsMessage.model_validate(stored["weights"]))
+
+
 class TestWhatFlows:
     def test_every_reading_is_predicted_and_nothing_is_lost(self, live_run: LiveRun) -> None:
         live_run.wait(lambda s: s["counts"]["taken_up"] > 3_000)
@@ -82,6 +96,16 @@ class TestWhatFlows:
             assert [p["samples_seen"] for p in predictions] == list(range(1, len(predictions) + 1))
             for earlier, later in pairwise(predictions):
                 assert later["expected"] == earlier["forecast"]
+
+    def test_a_prediction_looks_one_horizon_ahead_and_says_what_is_strange(self, live_run: LiveRun) -> None:
+        predictions = [prediction for _, prediction in read(live_run.servers, PREDICTIONS)]
+        for p in predictions:
+            assert p["horizon_s"] > 0
+            assert p["horizon"].keys() <= p["observed"].keys()
+            assert (p["kind"] is None) == (p["sensor"] is None)
+            assert p["kind"] is None or p["kind"] in KINDS
+            assert isinstance(p["drift"], bool)
+        assert any(p["horizon"].keys() == p["observed"].keys() for p in predictions)
 
     def test_rounds_merge_many_devices_and_come_back_to_all_of_them(self, live_run: LiveRun) -> None:
         live_run.wait(lambda s: s["counts"].get("devices_adopted") == 20, 90.0)
@@ -103,6 +127,19 @@ class TestWhatFlows:
             assert one["_id"] == f"sim-1@{one['timestamp'].isoformat()}" or one["timestamp"].microsecond % 1_000 == 0
             assert database["predictions"].estimated_document_count() > 3_000
             assert database["global_model"].count_documents({"published_at": None}) <= 1
+
+    def test_a_devices_model_is_exported_while_it_learns(self, live_run: LiveRun, tmp_path: Path) -> None:
+        output = tmp_path / "model.tflite"
+        options = ("--device", "sim-1", "--format", "tflite", "--output", str(output), "--json")
+        done = live_run.flead("export", *options, "--run-dir", str(live_run.folder))
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert said["sensors"] == "humidity,light,temperature,voltage"
+        assert said["agreement"]["max_abs"] < 1e-4
+        theta, architecture = stored_model(live_run, "sim-1", int(said["samples_seen"]))
+        lite = LiteModel(output.read_bytes())
+        for x in np.random.default_rng(1).normal(0.0, 1.0, (20, architecture.input_size)):
+            np.testing.assert_allclose(lite.predict(x), network.forward(theta, architecture, x), atol=1e-4)
 
     def test_the_workers_know_only_what_was_shipped_to_them(self, live_run: LiveRun) -> None:
         worker = psutil.Process(live_run.status()["services"]["taskmanager"]["pid"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from flead.learning import DAY
 from flead.network import Architecture, Vector, forward, initial
-from flead.training import HUBER, Examples, Federation, federate, gradient, train
+from flead.training import HUBER, Examples, Federation, federate, gradient, times_of_day, train
 
 RNG = np.random.default_rng
 SMALL = Architecture(3, (4,), 2, skip=True)
@@ -35,7 +38,12 @@ def examples(count: int, architecture: Architecture = SMALL, seed: int = 0, spre
 
 def loss(theta: Vector, architecture: Architecture, batch: Examples) -> float:
     """Mean Huber loss of the known targets."""
-    off = np.abs(forward(theta, architecture, batch.features) - batch.targets)
+    shared = architecture.parameter_count
+    said = forward(theta[:shared], architecture, batch.features)
+    if batch.personal is not None:
+        own = theta[shared:].reshape(batch.personal.shape[1], -1)
+        said[:, -own.shape[1] :] += batch.personal @ own
+    off = np.abs(said - batch.targets)
     each = np.where(off <= HUBER, 0.5 * off * off, HUBER * (off - 0.5 * HUBER))
     return float((each * batch.weights).sum() / len(batch))
 
@@ -46,6 +54,17 @@ class TestTheGradient:
     def test_is_the_numerical_one_of_the_huber_loss(self, architecture: Architecture, seed: int, spread: float) -> None:
         batch, step = examples(9, architecture, seed, spread), 1e-6
         theta = RNG(seed).normal(0.0, 0.7, architecture.parameter_count)
+        numerical = [
+            (loss(theta + step * e, architecture, batch) - loss(theta - step * e, architecture, batch)) / (2 * step)
+            for e in np.eye(theta.size)
+        ]
+        assert_allclose(gradient(theta, architecture, batch), numerical, rtol=1e-4, atol=1e-6)
+
+    @settings(deadline=None, max_examples=20)
+    @given(architectures, st.integers(0, 2**32))
+    def test_of_personal_parameters_is_the_numerical_one_too(self, architecture: Architecture, seed: int) -> None:
+        batch, step = replace(examples(9, architecture, seed), personal=RNG(seed).normal(size=(9, 5))), 1e-6
+        theta = RNG(seed).normal(0.0, 0.7, architecture.parameter_count + 5)
         numerical = [
             (loss(theta + step * e, architecture, batch) - loss(theta - step * e, architecture, batch)) / (2 * step)
             for e in np.eye(theta.size)
@@ -89,6 +108,40 @@ class TestTraining:
         trained = train(initial(SMALL, RNG(0)), SMALL, examples(200, spread=1e12), RNG(0), epochs=3, rate=0.01)
         assert np.isfinite(trained).all()
         assert np.abs(trained).max() < 10
+
+
+class TestHabits:
+    """What a device's time of day adds to its model: its own."""
+
+    TIMES = np.arange(0.0, 4 * DAY, 600.0)
+    TRUTH = np.sin(2 * np.pi * 3 * TIMES / DAY) + 0.5
+
+    def habitual(self) -> Examples:
+        """The last of two outputs has a daily habit that no feature tells."""
+        x = RNG(0).normal(size=(len(self.TIMES), 3))
+        targets = np.column_stack((np.zeros_like(self.TRUTH), self.TRUTH))
+        return Examples(x, targets, np.ones_like(targets), times_of_day(self.TIMES))
+
+    def test_are_learned_where_no_feature_tells_them(self) -> None:
+        known, shared = self.habitual(), SMALL.parameter_count
+        start = np.concatenate((initial(SMALL, RNG(0)), np.zeros(48)))
+        found = train(start, SMALL, known, RNG(0), epochs=30, rate=0.01, cosine=True)
+        assert loss(found, SMALL, known) < 0.05 * loss(start, SMALL, known)
+        assert np.corrcoef(times_of_day(self.TIMES) @ found[shared:], self.TRUTH)[0, 1] > 0.95
+
+    def test_are_no_part_of_the_model_that_is_federated(self) -> None:
+        start, known = initial(SMALL, RNG(0)), self.habitual()
+        together = Examples.together([known, known])
+        assert together.personal is None
+        assert train(start, SMALL, together, RNG(0), epochs=1, rate=0.01).size == SMALL.parameter_count
+
+    def test_of_one_half_hour_reach_its_neighbours_over_midnight(self) -> None:
+        near = times_of_day(np.array([0.0, DAY, 12 * 3_600.0]))
+        assert_allclose(near[0], near[1], atol=1e-9)
+        assert near[0].argmax() == 0
+        assert near[0, 47] == pytest.approx(near[0, 1])
+        assert near[2].argmax() == 24
+        assert_allclose(np.sqrt((times_of_day(np.arange(0.0, DAY, 60.0)) ** 2).mean(axis=0)), 1.0, rtol=1e-3)
 
 
 class TestFederating:

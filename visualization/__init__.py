@@ -1,4 +1,5 @@
-"""The SQL mart that follows MongoDB, Superset, and the live console.
+"""What people look at.
 
-Empty until the dashboards step. May import `flead`, `config`, `data`, `kafka` and `storage`.
+Now: `plots`, the pictures of `flead evaluate` and `flead detect`. The dashboards step adds the SQL mart that follows
+MongoDB, Superset, and the live console. May import `flead`, `config`, `data`, `kafka` and `storage`.
 """

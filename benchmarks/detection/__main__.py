@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure there")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/learning.md")
     asked = parser.parse_args()
+    if asked.write and (asked.only or asked.quick):
+        parser.error("--write takes the whole run, without --only and --quick")
     home = data.folder()
     report: dict[str, Any] = {"machine": describe()}
     tables = []
@@ -142,8 +144,6 @@ def main() -> None:
             print(text, end="\n\n", flush=True)
     keep(asked.json, report)
     if asked.write:
-        if asked.only or asked.quick:
-            sys.exit("--write takes the whole run, without --only and --quick")
         write("detection", "\n\n".join(tables) + f"\n\n`python -m benchmarks.detection --write` on {describe()}.")
 
 

@@ -35,14 +35,14 @@ class Faulty:
 
 
 def inject(frame: Frame, rng: np.random.Generator) -> Faulty:
-    """Put faults into a copy of a mote's readings."""
+    """Put faults into a copy of a mote's readings, in sensors that have more than 100 of them."""
     n_windows = len(frame.times) // WINDOW
     length = n_windows * WINDOW
     values = frame.values[:length].copy()
     rows, windows = np.zeros(length, dtype=np.int64), np.zeros(n_windows, dtype=np.int64)
     sd = np.nanstd(values, axis=0) if length else np.zeros(values.shape[1])
     sensors = [s for s in range(values.shape[1]) if np.isfinite(values[:, s]).sum() > 100]
-    each = max(1, round(SHARE * n_windows))
+    each = max(1, round(SHARE * n_windows)) if sensors else 0
     order = rng.permutation(n_windows)
     for kind in range(len(KINDS)):
         for window in order[kind * each : (kind + 1) * each]:
