@@ -274,7 +274,8 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
                 value = (ago[s] - x) * swing if ago[s] == ago[s] else 0.0  # not NaN
             else:
                 value = log1p(past.age[s])
-            into[at] = min(max(value, -CLIP), CLIP) * _OWN_SIZES[code]
+            value = min(max(value, -CLIP), CLIP) * _OWN_SIZES[code]
+            into[at] = min(max(value, -CLIP), CLIP)
             at += 1
     day = 2.0 * pi * (time % 86_400.0) / 86_400.0
     week = 2.0 * pi * ((time / 86_400.0 + 3.0) % 7.0) / 7.0  # 1970-01-01 was a Thursday

@@ -44,6 +44,7 @@ class Outcome:
     horizon: by sensor, of the reading one horizon ahead
     error: mean absolute residual in standard deviations of the sensors; None before they are known
     score: 1 - p, where p is the chance of something this strange under the device's own behaviour
+    scores: the same by sensor, each by itself
     is_anomaly: whether it is stranger than the accepted false alarms allow
     sensor, kind: which one is strangest, and how (`flead.scoring.KINDS`); None where nothing is strange
     drift: whether the device's errors have risen for good
@@ -54,6 +55,7 @@ class Outcome:
     horizon: dict[str, float]
     error: float | None
     score: float
+    scores: dict[str, float]
     is_anomaly: bool
     sensor: str | None
     kind: str | None
@@ -68,6 +70,7 @@ class Outcomes:
     ----------
     expected, forecast, horizon: (m, n)
     error, score, joint: (m,); `joint` is the score before repeated alarms are played down
+    scores: (m, n) of each sensor by itself
     is_anomaly, drift: (m,) bool
     sensor, kind: (m,) int, -1 for none
     """
@@ -78,6 +81,7 @@ class Outcomes:
     error: Vector
     score: Vector
     joint: Vector
+    scores: Vector
     is_anomaly: NDArray[np.bool_]
     drift: NDArray[np.bool_]
     sensor: NDArray[np.int64]
@@ -124,7 +128,7 @@ class DeviceLearner:
             self._buffer[: self._n_kept] = kept
         self._state = state.views.py_func(self._sizes, self._buffer)  # type: ignore[attr-defined]
         state.settings_of(config, self._state.settings)
-        self._given, self._said = np.zeros(1 + n), np.zeros(SAID + 3 * n)
+        self._given, self._said = np.zeros(1 + n), np.zeros(SAID + 4 * n)
         self._detectors: list[Detector] = [find_detector(name)(self.spec) for name in config.detectors]
         self._forecaster: Forecaster | None = None
         if config.forecaster == state.NETWORK:
@@ -243,7 +247,7 @@ class DeviceLearner:
         """
         m, n = values.shape
         given = np.column_stack((times, values)).astype(np.float64, copy=False)
-        said = np.zeros((m, SAID + 3 * n))
+        said = np.zeros((m, SAID + 4 * n))
         if len(self._calls) == 1:
             learning.RUN.bind(self._sizes, self._buffer, given.ravel(), said.ravel())()
             self.samples_seen += m
@@ -253,12 +257,21 @@ class DeviceLearner:
                 self._given[:] = given[i]
                 self._step()
                 said[i] = self._said
+        expected, forecast, horizon, surprises = (said[:, SAID + k * n : SAID + (k + 1) * n] for k in range(4))
+        sensor = said[:, SENSOR].astype(np.int64)
         return Outcomes(
-            said[:, SAID : SAID + n], said[:, SAID + n : SAID + 2 * n], said[:, SAID + 2 * n :], said[:, ERROR],
-            1.0 - 10.0 ** -said[:, SURPRISE], 1.0 - 10.0 ** -said[:, JOINT], said[:, ALARM] > 0.0,
-            said[:, DRIFTED] > 0.0, said[:, SENSOR].astype(np.int64),
-            np.where(said[:, SENSOR] < 0, -1, said[:, KIND]).astype(np.int64),
-        )  # fmt: skip
+            expected=expected,
+            forecast=forecast,
+            horizon=horizon,
+            error=said[:, ERROR],
+            score=1.0 - 10.0 ** -said[:, SURPRISE],
+            joint=1.0 - 10.0 ** -said[:, JOINT],
+            scores=1.0 - 10.0**-surprises,
+            is_anomaly=said[:, ALARM] > 0.0,
+            drift=said[:, DRIFTED] > 0.0,
+            sensor=sensor,
+            kind=np.where((sensor < 0) & (said[:, SURPRISE] == 0.0), -1, said[:, KIND]).astype(np.int64),
+        )
 
     def _outcome(self, said: list[float]) -> Outcome:
         n, error, sensor = len(self.sensors), said[ERROR], int(said[SENSOR])
@@ -266,12 +279,13 @@ class DeviceLearner:
         return Outcome(
             expected=expected or None,
             forecast=self._by_name(said[SAID + n : SAID + 2 * n]),
-            horizon=self._by_name(said[SAID + 2 * n :]),
+            horizon=self._by_name(said[SAID + 2 * n : SAID + 3 * n]),
             error=error if error == error else None,  # not NaN
             score=1.0 - 10.0 ** -said[SURPRISE],
+            scores={name: 1.0 - 10.0**-u for name, u in zip(self.sensors, said[SAID + 3 * n :], strict=True)},
             is_anomaly=said[ALARM] > 0.0,
             sensor=None if sensor < 0 else self.sensors[sensor],
-            kind=None if sensor < 0 else KINDS[int(said[KIND])],
+            kind=None if sensor < 0 and said[SURPRISE] == 0.0 else KINDS[int(said[KIND])],
             drift=said[DRIFTED] > 0.0,
         )
 
@@ -424,10 +438,10 @@ def check(config: LearnerConfig, max_sensors: int) -> None:
     """
     if len(config.detectors) > MOST_DETECTORS:
         raise BadConfiguration(f"learner.detectors names {len(config.detectors)}, at most {MOST_DETECTORS} may speak")
-    sensors = tuple(f"sensor-{i}" for i in range(max_sensors))
-    plugins = DeviceLearner(sensors, config)._plugins()
-    size = sum(len(part.to_bytes()) for part in plugins)
-    size += 8 * state.sizes_of(state.header(config, max_sensors))[0] + max_sensors * (4 * 128 + 8) + 1_024
+    size = 8 * state.sizes_of(state.header(config, max_sensors))[0] + max_sensors * (4 * 128 + 8) + 1_024
+    if size <= STATE_LIMIT:  # else making one could take all memory
+        sensors = tuple(f"sensor-{i}" for i in range(max_sensors))
+        size += sum(len(part.to_bytes()) for part in DeviceLearner(sensors, config)._plugins())
     if size > STATE_LIMIT:
         raise BadConfiguration(
             f"a device with {max_sensors} sensors, hidden layers {list(config.hidden_sizes)} and "

@@ -54,7 +54,7 @@ from flead.state import (
 
 ERROR, SURPRISE, SENSOR, KIND, JOINT, DRIFTED, ALARM = range(7)
 """Places in a row of what is said of a reading; behind `SAID` come the expected values, the next forecast, the
-forecast of the horizon, (n,) each."""
+forecast of the horizon and the sensors' surprises, (n,) each."""
 SAID = 8
 
 LARGEST_STEP, LARGEST_SWING = 20.0, 8.0
@@ -194,6 +194,9 @@ def judge(state: State, sizes: Integers, time: float, said: Floats) -> None:
     surprise = min(max(state.verdict[0], 0.0), LARGEST_SURPRISE)
     said[SURPRISE] = surprise
     said[SENSOR], said[KIND], said[JOINT] = state.verdict[1], state.verdict[2], state.verdict[3]
+    n = sizes[SENSORS]
+    for s in range(n):
+        said[SAID + 3 * n + s] = state.verdict[4 + s]
     said[DRIFTED] = 0.0
     if said[ERROR] == said[ERROR] and sizes[DRIFT] < 2:  # not NaN
         change = adwin(state.drift, said[ERROR]) if sizes[DRIFT] == 0 else page_hinkley(state.drift, said[ERROR])
@@ -298,7 +301,7 @@ def _run(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_s
     n = sizes[SENSORS]
     rows = n_given // (1 + n)
     given = carray(given_at, (rows, 1 + n))
-    said = carray(said_at, (rows, SAID + 3 * n))
+    said = carray(said_at, (rows, SAID + 4 * n))
     for i in range(rows):
         time = given[i, 0]
         observe(state, sizes, time, given[i, 1:], said[i])
@@ -352,7 +355,7 @@ def follow(sizes: Integers, buffer: Floats, given: Floats, features: Floats, sca
         (m, n_features) and (m, 2 n), written: what a model is given, and the units of its outputs
     """
     state = views(sizes, buffer)
-    said = np.zeros(SAID + 3 * sizes[SENSORS])
+    said = np.zeros(SAID + 4 * sizes[SENSORS])
     for i in range(given.shape[0]):
         observe(state, sizes, given[i, 0], given[i, 1:], said)
         commit(state, sizes, given[i, 0], said)

@@ -95,6 +95,7 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
             "horizon": outcome.horizon,
             "error": outcome.error,
             "anomaly_score": outcome.score,
+            "sensor_scores": outcome.scores,
             "is_anomaly": outcome.is_anomaly,
             "sensor": outcome.sensor,
             "kind": outcome.kind,

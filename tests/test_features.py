@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 
 from flead import features, learning, state
 from flead.errors import BadConfiguration
-from flead.features import BINS, CLIP, HALF_LIVES, PER_SENSOR, SHARED, codes
+from flead.features import BINS, CLIP, HALF_LIVES, PER_SENSOR, SHARED, TYPICAL, codes
 from flead.learner_config import LearnerConfig
 from flead.network import Vector
 
@@ -83,7 +83,7 @@ def compare(data: Followed, name: str, expected: dict[tuple[int, int], float]) -
     """Against one number for each (sensor, row)."""
     places = list(expected)
     found = [data.of(name, sensor)[row] for sensor, row in places]
-    wanted = np.clip([expected[place] for place in places], -CLIP, CLIP)
+    wanted = np.clip(np.clip([expected[place] for place in places], -CLIP, CLIP) / TYPICAL.get(name, 1.0), -CLIP, CLIP)
     assert_allclose(found, wanted, rtol=1e-7, atol=1e-8)
     assert len(set(found)) > 1  # or nothing was tested
 

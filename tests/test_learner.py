@@ -836,7 +836,7 @@ class TestAConfigurationIsRefused:
             ({"detectors": ("oracle",)}, r"oracle.*half_space_trees"),
             ({"detectors": ("half_space_trees",) * 5}, r"learner\.detectors names 5, at most 4"),
             ({"hidden_sizes": (1_000,)}, r"lower learner\.hidden_sizes, learner\.features or reading\.max_sensors"),
-            ({"hidden_sizes": (100_000, 100_000)}, r"the limit is 1,048,576"),
+            ({"hidden_sizes": (100_000, 100_000)}, r"the limit is 2,097,152"),
         ],
     )
     def test_with_its_mend_before_anything_starts(self, changes: dict[str, Any], said: str) -> None:
