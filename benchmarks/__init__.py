@@ -1,14 +1,16 @@
-"""Measures FLEAD on the machine at hand; `docs/performance.md` keeps the figures.
+"""Measures FLEAD on the machine at hand; `docs/performance.md` and `docs/learning.md` keep the figures.
 
 Each module is a command, run from the root of the checkout on a machine that does nothing else:
 
 - `python -m benchmarks.pipeline`: lag and latency of the whole pipeline at several rates (minutes)
 - `python -m benchmarks.recovery`: seconds until each service is back after kill -9 (minutes)
+- `python -m benchmarks.detection`: how well anomalies are found, beside competitors (minutes)
+- `python -m benchmarks.forecasting`: what forecasts are worth, by method (two minutes)
 - `python -m benchmarks.learner`: microseconds per reading of one learner (seconds)
 - `python -m benchmarks.picture`: draws docs/running.svg, a run on a terminal (two minutes)
 - `python -m benchmarks.machine`: the line that says where the figures come from
 
-The first two and the picture start servers on free ports and in a temporary folder, and stop them again, also on
+`pipeline`, `recovery` and `picture` start servers on free ports and in a temporary folder, and stop them again, also on
 Ctrl-C. Ratios between figures that stand side by side in one table count for more than the figures themselves, which
 change with the machine and with what else it does.
 """

@@ -179,9 +179,7 @@ sensors={'value': 21.97}, metadata={})
         special = {names.index(name) for name in ("timestamp", "device_id") if name in names}
         texts = frozenset(cls._texts(head[1:], len(columns)) - special)
         if len(special) + len(texts) == len(columns):
-            raise BadDataset(
-                "no column beside timestamp and device_id holds a number: add one per sensor (or correct its values)"
-            )
+            raise BadDataset("the header names no sensor: no column beside timestamp and device_id holds a number")
         device = re.sub(r"[^\w .-]", "_", stem)[:128] or "device-1"
         device_column = names.index("device_id") if "device_id" in names else None
         return cls(columns, names.index("timestamp"), device_column, device, texts)

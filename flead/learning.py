@@ -299,7 +299,7 @@ def _run(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_s
     """Everything, for rows of (time, values), with the network: rows of what is said of them."""
     sizes, state = carray(sizes_at, (n_sizes,)), views(carray(sizes_at, (n_sizes,)), carray(buffer_at, (n_buffer,)))
     n = sizes[SENSORS]
-    rows = n_given // (1 + n)
+    rows = min(n_given // (1 + n), n_said // (SAID + 4 * n))
     given = carray(given_at, (rows, 1 + n))
     said = carray(said_at, (rows, SAID + 4 * n))
     for i in range(rows):

@@ -592,7 +592,7 @@ _BAND = 0.1
 _UNREST_WEIGHT = 0.6
 """Surprise per unit of joint unrest, such that it is heard above single sensors when it is certain."""
 _DETECTOR_WEIGHT = 0.3
-"""A plug-in's surprise counts as little as any second opinion."""
+"""A plug-in's surprise counts as little as any second opinion where a device has one sensor."""
 _TRACE_LEFT = 0.5 ** (1.0 / 120.0)
 """What was reported is remembered with a half-life of 120 readings."""
 _REFRACTORY_FLOOR = 0.15
@@ -671,7 +671,7 @@ def score(scores: Scores, time: float, gap: float, x: Floats, residual: Floats, 
     if silence > into[3]:
         into[1], into[2], into[3] = -1.0, MISSING, silence
     for k in range(min(extra.size, EXTRA)):
-        strange = _DETECTOR_WEIGHT * _strange(scores.plugins[k], extra[k])
+        strange = _strange(scores.plugins[k], extra[k]) * (_DETECTOR_WEIGHT if n == 1 else 1.0)
         if strange > into[3]:
             into[1], into[2], into[3] = -1.0, DETECTOR, strange
     if n > 1:

@@ -142,7 +142,7 @@ class TestAnEntryPoint:
 
     def test_keeps_its_arrays_alive(self) -> None:
         learner = DeviceLearner(("a",), LearnerConfig())
-        said = np.zeros(learning.SAID + 3)
+        said = np.zeros(learning.SAID + 4)
         call = learning.RUN.bind(learner._sizes, learner._buffer, np.array([1e9, 20.0]), said)
         del learner
         call()

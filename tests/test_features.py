@@ -110,7 +110,7 @@ class TestEachFeatureOfASensor:
 
     @pytest.mark.parametrize("k", range(len(HALF_LIVES)))
     def test_mean_forgets_half_in_its_half_life(self, seed: int, k: int) -> None:
-        data = series(seed)
+        data = series(seed, jumps=False)  # what jumps far pulls no further than `FARTHEST`
         interval = typical_intervals(data.times)
         expected = {}
         for s in range(2):
@@ -200,14 +200,12 @@ class TestAnOutlier:
         for row in (500, 501, 600, 999):
             assert hit.step(0, row) < 1.3 * steady.step(0, row)
 
-    @pytest.mark.xfail(strict=True, reason="the exponentially weighted means take an outlier whole, and stay far away")
     @pytest.mark.parametrize("outlier", [1e3, 1e6, -1e15])
     def test_does_not_own_the_typical_swing(self, outlier: float) -> None:
         steady, hit = beside_an_outlier(outlier)
         for row in (500, 501, 600, 999):
             assert hit.swing(0, row) < 1.3 * steady.swing(0, row)
 
-    @pytest.mark.xfail(strict=True, reason="the exponentially weighted means take an outlier whole, and stay far away")
     def test_is_forgotten_by_every_feature(self) -> None:
         steady, hit = beside_an_outlier(1e6)
         names = [name for name in PER_SENSOR if not name.endswith("_100")]
@@ -249,7 +247,7 @@ class TestTheHorizon:
             usual[bins[i]] += max(1.0 / counts[bins[i]], 0.01) * (values[i + back] - values[i] - usual[bins[i]])
         b = bins[last]
         expected = 0.25 * (2 * usual[b] + usual[(b + 1) % BINS] + usual[b - 1]) / data.swing(0, last)
-        assert_allclose(data.of("profile")[last], expected, rtol=0.02)
+        assert_allclose(data.of("profile")[last], expected / TYPICAL["profile"], rtol=0.02)
         assert abs(expected) > 0.1
 
 
@@ -258,7 +256,8 @@ class TestTheSharedFeatures:
     def test_gap_is_the_time_since_the_last_reading_in_typical_intervals(self, seed: int) -> None:
         data = series(seed)
         gaps = np.diff(data.times, prepend=data.times[0]) / np.maximum(typical_intervals(data.times), 1e-9)
-        assert_allclose(data.of("gap"), np.log1p(np.minimum(gaps, 100.0)) - log(2.0), rtol=1e-9, atol=1e-12)
+        expected = (np.log1p(np.minimum(gaps, 100.0)) - log(2.0)) / TYPICAL["gap"]
+        assert_allclose(data.of("gap"), expected, rtol=1e-9, atol=1e-12)
 
     @seeds
     def test_harmonics_are_the_time_of_day_and_of_the_week(self, seed: int) -> None:
@@ -276,7 +275,7 @@ class TestTheSharedFeatures:
                 "week_cos": cos(2 * pi * week),
             }
             for name, value in expected.items():
-                assert data.of(name)[i] == pytest.approx(value, abs=1e-6)
+                assert data.of(name)[i] == pytest.approx(value / 0.7, abs=1e-6)
 
 
 class TestTheTypicalInterval:

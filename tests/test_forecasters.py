@@ -63,11 +63,17 @@ class TestNetwork:
     def test_in_a_learner_it_predicts_as_the_compiled_loop_does(
         self, choices: dict[str, object], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Under another name, since the learner takes `network` for its own loop."""
+        """Under another name, since the learner takes `network` for its own loop.
+
+        The horizon never comes here: habits, which the compiled loop adds to it, belong to no plug-in.
+        """
         again = EntryPoint("again", "flead.forecasters.network:Network", FORECASTERS)
         monkeypatch.setattr(plugins, "BUILT_IN", (*plugins.BUILT_IN, again))
         own, plugin = (
-            DeviceLearner(("humidity", "temperature"), LearnerConfig.model_validate({"forecaster": name, **choices}))
+            DeviceLearner(
+                ("humidity", "temperature"),
+                LearnerConfig.model_validate({"forecaster": name, "horizon_s": DAY, **choices}),
+            )
             for name in ("network", "again")
         )
         times, values = days(1_500)

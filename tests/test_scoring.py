@@ -96,7 +96,8 @@ def test_a_sensor_that_gives_no_value_any_more_is_missing(n: int) -> None:
     x[3_500:, 0] = NAN
     into = scored(x)
     assert "missing" not in kinds(into[:3_500])
-    assert (into[3_520:, 0] > 2.0).all()
+    assert into[3_500:3_520, 0].max() > 3.5  # reported when the record falls
+    assert (into[3_520:, 0] > 1.9).all()
     assert set(kinds(into[3_520:3_530])) == {"missing"}
     assert (into[3_520:3_530, 1] == 0).all()
 
@@ -189,7 +190,7 @@ def test_a_plug_in_detector_is_heard_whatever_its_unit() -> None:
     for unit in (1.0, 1e-6, 1e6):
         into = scored(quiet, extra=unit * strange)
         assert kinds(into)[3_500] == "detector"
-        assert into[3_500, 0] > 0.9
+        assert into[3_500, 0] > 2.0
 
 
 def test_state_is_linear_in_the_sensors_and_small() -> None:
