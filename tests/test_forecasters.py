@@ -72,7 +72,7 @@ class TestNetwork:
         own, plugin = (
             DeviceLearner(
                 ("humidity", "temperature"),
-                LearnerConfig.model_validate({"forecaster": name, "horizon_s": DAY, **choices}),
+                LearnerConfig.model_validate({"forecaster": name, "horizon_s": 86_400.0, **choices}),
             )
             for name in ("network", "again")
         )
