@@ -12,7 +12,7 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks.detection import data, intel, nab
-from benchmarks.detection.scored import COMPETITORS, Scorer, ours
+from benchmarks.detection.scored import COMPETITORS, Scorer, ours, outcomes
 from benchmarks.machine import describe
 from benchmarks.report import keep, table
 from config.settings import PROJECT
@@ -96,10 +96,24 @@ def run_intel(folder: Path, *, quick: bool) -> tuple[dict[str, Any], str]:
     return found, table((*header, "AUROC by reading", "AUPRC by reading", *intel.KINDS), rows)
 
 
+def run_alarms(folder: Path, *, quick: bool) -> tuple[dict[str, Any], str]:
+    """Alarms on Intel Lab readings as they are, per device and day, at the default of one accepted."""
+    days = [frame for path in sorted(folder.glob("data_*.txt.gz")) for frame in data.intel_days(path)]
+    counts: dict[int, list[float]] = {}
+    for frame in _progress(days[::6] if quick else days, "Intel Lab, alarms"):
+        said, day = outcomes(frame), ((frame.times - frame.times[0]) // 86_400.0).astype(int)
+        for number in np.unique(day):
+            counts.setdefault(int(number), []).append(float(said.is_anomaly[day == number].sum()))
+    rows = [(f"{number + 1}", float(np.mean(alarms)), float(np.median(alarms))) for number, alarms in counts.items()]
+    found = {str(number): float(np.mean(alarms)) for number, alarms in counts.items()}
+    return found, table(("Intel Lab as it is, day of a device", "alarms per device, mean", "median"), rows)
+
+
 SETS: dict[str, tuple[str, Callable[..., tuple[dict[str, Any], str]]]] = {
     "nab": ("nab", run_nab),
     "suthaharan": ("suthaharan-wsn", run_suthaharan),
     "intel": ("intel-lab", run_intel),
+    "alarms": ("intel-lab", run_alarms),
 }
 
 
