@@ -70,7 +70,7 @@ def main() -> None:
             later = 7.0 if test < max(train) else 0.0
             found = evaluate(
                 _days(frames, train), _days(frames, (test,), later), frames[0].sensors, LearnerConfig(), Plan(),
-                lambda what, share: progress.update(task, completed=share, description=what),  # noqa: B023
+                lambda what, share: progress.update(task, completed=share, description=what),  # noqa: B023  # called within this turn only
             ).as_dict()  # fmt: skip
         report[title] = found
         tables.append(_tables(found, title))

@@ -58,6 +58,9 @@ def cached_kernel(function: Function) -> Function:
     return cast("Function", numba.njit(error_model="numpy", fastmath=_SUMS, cache=True)(function))
 
 
+carray: Any = numba.carray  # type: ignore[attr-defined]
+"""An array over (pointer, length), for the functions that `EntryPoint` takes."""
+
 _pointer: Any = types.CPointer
 _FLOATS, _INTEGERS = _pointer(types.float64), _pointer(types.int64)
 _SIGNATURE = types.void(_INTEGERS, types.int64, _FLOATS, types.int64, _FLOATS, types.int64, _FLOATS, types.int64)
@@ -70,7 +73,7 @@ class EntryPoint:
     Parameters
     ----------
     function:
-        takes (pointer, length) four times and begins with `numba.carray`; defined at a module's top level. It cannot
+        takes (pointer, length) four times and begins with `carray`; defined at a module's top level. It cannot
         be bound while its module is still being imported.
     """
 

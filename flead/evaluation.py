@@ -266,9 +266,7 @@ def _joined(old: Series, new: Series) -> Series:
 def _task(series: Series, config: LearnerConfig) -> Task:
     """Follow a device through its readings, and look up what came of each."""
     m, n = series.values.shape
-    sizes = state.header(config, n)
-    buffer = np.zeros(state.sizes_of(sizes)[1])
-    state.settings_of(config, buffer[state.sizes_of(sizes)[0] :])
+    sizes, buffer = state.fresh(config, n)
     features, scales = np.zeros((m, sizes[state.FEATURES])), np.zeros((m, 2 * n))
     learning.follow(sizes, buffer, np.column_stack((series.times, series.values)), features, scales)
     changes = np.full((m, 2 * n), np.nan)

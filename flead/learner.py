@@ -113,21 +113,17 @@ class DeviceLearner:
     def __init__(self, sensors: tuple[str, ...], config: LearnerConfig) -> None:
         self._attach(sensors, config, None)
         if self._forecaster is None:
-            # Every device of a cohort starts from the same weights: averages of other starts mean little.
-            rng = np.random.default_rng([config.seed, zlib.crc32(self.cohort.encode())])
-            self.theta[:] = network.initial(self.architecture, rng)
+            self.theta[:] = network.initial_of_cohort(self.architecture, self.cohort, config.seed)
 
     def _attach(self, sensors: tuple[str, ...], config: LearnerConfig, kept: Vector | None) -> None:
         """Lay the views over a buffer that begins with what was kept (zeros without it)."""
         self.sensors, self.config, self.cohort = sensors, config, cohort_of(sensors)
         n = len(sensors)
-        self._sizes = state.header(config, n)
-        self._n_kept, n_all = state.sizes_of(self._sizes)
-        self._buffer = np.zeros(n_all)
+        self._sizes, self._buffer = state.fresh(config, n)
+        self._n_kept, _ = state.sizes_of(self._sizes)
         if kept is not None:
             self._buffer[: self._n_kept] = kept
         self._state = state.views.py_func(self._sizes, self._buffer)  # type: ignore[attr-defined]
-        state.settings_of(config, self._state.settings)
         self._given, self._said = np.zeros(1 + n), np.zeros(SAID + 4 * n)
         self._detectors: list[Detector] = [find_detector(name)(self.spec) for name in config.detectors]
         self._forecaster: Forecaster | None = None

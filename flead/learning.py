@@ -9,10 +9,9 @@ from __future__ import annotations
 from math import exp, log10, pi, sqrt
 
 import numpy as np
-from numba import carray  # type: ignore[attr-defined]
 
 from flead import scoring
-from flead.compilation import EntryPoint, Floats, Integers, cached_kernel, kernel
+from flead.compilation import EntryPoint, Floats, Integers, cached_kernel, carray, kernel
 from flead.drift import adwin, page_hinkley
 from flead.features import (
     BINS,

@@ -6,6 +6,7 @@ on one array; the layers are views into it.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -109,6 +110,11 @@ def initial(architecture: Architecture, rng: np.random.Generator) -> Vector:
         limit = np.sqrt(6.0 / (n_in + n_out))
         layer[:-1] = rng.uniform(-limit, limit, (n_in, n_out))
     return theta
+
+
+def initial_of_cohort(architecture: Architecture, cohort: str, seed: int) -> Vector:
+    """Starting parameters that every device of a cohort shares: averages of other starts mean little."""
+    return initial(architecture, np.random.default_rng([seed, zlib.crc32(cohort.encode())]))
 
 
 def forward(theta: Vector, architecture: Architecture, x: Vector) -> Vector:

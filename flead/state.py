@@ -143,6 +143,15 @@ def sizes_of(sizes: Integers) -> tuple[int, int]:
     return int(kept), int(kept + scratch)
 
 
+def fresh(config: LearnerConfig, n: int) -> tuple[Integers, Floats]:
+    """The header and the buffer of a device with n sensors that has seen nothing."""
+    sizes = header(config, n)
+    kept, everything = sizes_of(sizes)
+    buffer = np.zeros(everything)
+    settings_of(config, buffer[kept:])
+    return sizes, buffer
+
+
 @kernel
 def views(sizes: Integers, buffer: Floats) -> State:
     """Cut the buffer."""

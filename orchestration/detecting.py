@@ -152,7 +152,7 @@ def detect(
     read = time.perf_counter()
     tracks, done = [], 0
     for frame in frames:
-        tracks.append(_track(frame, config, lambda rows: on_progress("scoring", done + rows, count)))  # noqa: B023
+        tracks.append(_track(frame, config, lambda rows: on_progress("scoring", done + rows, count)))  # noqa: B023  # called within this turn only
         done += len(frame.times)
     scored = time.perf_counter()
     has_device = not isinstance(dataset.format, Csv) or dataset.format.device_column is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -102,3 +103,12 @@ def _plain(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
+
+
+def some_of(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

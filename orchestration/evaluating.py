@@ -24,6 +24,7 @@ from flead.evaluation import LONGEST_NEXT_S, TOLERANCE, Evaluation, Plan, Series
 from flead.learner_config import LearnerConfig
 from flead.messages import cohort_of
 from flead.training import Federation
+from orchestration.display import some_of
 from visualization.plots import Forecasts
 
 Progress = Callable[[str, float | None], None]
@@ -128,7 +129,7 @@ def compare(request: Request, config: LearnerConfig, on_progress: Progress) -> C
     if not common:
         raise BadDataset(
             f"no device with the sensors {', '.join(sensors)} has readings on both sides: training has "
-            f"{_names([series.device for series in train])}, testing {_names([f.device for f in after])}"
+            f"{some_of([series.device for series in train])}, testing {some_of([f.device for f in after])}"
         )
     read, marks = time.perf_counter(), dict[str, float]()
 
@@ -209,7 +210,7 @@ def _side(files: Sequence[_File], days: Days | None, side: str, paths: Sequence[
     if not parts:
         times = [t for file in files for f in file.frames for t in (f.times[0], f.times[-1])]
         raise BadDataset(
-            f"--{side}-days {days.text if days else ''} holds no reading of {_names([path.name for path in paths])}: "
+            f"--{side}-days {days.text if days else ''} holds no reading of {some_of([path.name for path in paths])}: "
             f"they go from {_moment(min(times))} to {_moment(max(times))}"
         )
     return [_together(parts[device]) for device in sorted(parts)]
@@ -234,7 +235,7 @@ def _left_out(before: Iterable[Frame], after: Iterable[Frame], sensors: tuple[st
     other = sorted({f.device for f in (*before, *after) if f.sensors != sensors})
     if not other:
         return []
-    return [f"left out, for their sensors are not {', '.join(sensors)}: {_names(other)}"]
+    return [f"left out, for their sensors are not {', '.join(sensors)}: {some_of(other)}"]
 
 
 def _after_training(train: list[Series], test: list[Series]) -> tuple[list[Series], list[str]]:
@@ -317,11 +318,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _names(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _moment(seconds: float) -> str:

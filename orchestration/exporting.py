@@ -20,6 +20,7 @@ from flead.learner import DeviceLearner
 from flead.learner_config import LearnerConfig
 from flead.messages import Reading, cohort_of
 from flead.network import Architecture, Vector
+from orchestration.display import some_of
 
 RANDOM_SAMPLES = 256
 """Inputs on which an export is compared where none of the device's own are at hand."""
@@ -79,7 +80,7 @@ def from_data(path: Path, device: str, config: LearnerConfig, on_progress: Calla
 
     frames: list[Frame] = frames_of(filter(of_the_device, open_dataset(path).readings()), on_progress)
     if not frames:
-        raise BadDataset(f"{path} has no reading of {device}; it has {_names(sorted(found))}")
+        raise BadDataset(f"{path} has no reading of {device}; it has {some_of(sorted(found)) or 'none'}")
     learner = DeviceLearner(frames[0].sensors, config)
     learner.process_frame(frames[0].times, frames[0].values)
     about = _about(device, learner.cohort, learner.base_version, learner.samples_seen, learner.sensors, config)
@@ -109,7 +110,7 @@ def from_run(mongodb: MongoSettings, device: str, config: LearnerConfig) -> Mode
         raise Unavailable(f"{error}; or learn from a file of the device's readings: --data FILE") from None
     if newest is None:
         raise FleadError(
-            f"the run has no model of {device}, only of {_names(known)}"
+            f"the run has no model of {device}, only of {some_of(known) or 'none'}"
             if known
             else f"the run has no model of {device}: no device has sent one yet; wait, or name a file with --data"
         )
@@ -210,7 +211,3 @@ def _about(
         "features": ",".join(inputs),
         "horizon_s": f"{config.horizon_s:g}",
     }
-
-
-def _names(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from config.child import free_port
 from config.settings import PROJECT
 from flead.messages import Reading
-from orchestration.cli import app, main
+from orchestration.cli import app
 from orchestration.status import STATUS_FILE, Status
 from tests import fixtures_run
+from tests.fixtures_cli import Ended, Flead
 
 NAMED = {
     "up", "down", "status", "logs", "produce", "consume", "serve", "learn", "archive",
@@ -43,38 +43,7 @@ def names(group: object, prefix: str = "") -> Iterator[str]:
 COMMANDS = list(names(get_command(app)))
 
 
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Flead = Callable[..., Ended]
-
-
-@pytest.fixture(autouse=True)
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder of its own that no run has used, and a port on which no broker listens."""
-    monkeypatch.setenv("FLEAD_RUN_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("FLEAD_KAFKA__PORT", str(free_port()))
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def flead(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Flead:
-    """The command, without a process of its own."""
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["flead", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), shown.out, shown.err)
-
-    return run
+pytestmark = pytest.mark.usefixtures("run_dir")
 
 
 def refused(done: Ended) -> str:

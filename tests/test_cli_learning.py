@@ -7,9 +7,7 @@ import gzip
 import json
 import math
 import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from config.child import free_port
 from data.sources import open_dataset
 from flead import network
 from flead.export import LiteModel, from_npz, metadata_of
 from flead.learner import DeviceLearner
 from flead.learner_config import LearnerConfig
 from flead.messages import Reading
-from orchestration.cli import main
 from orchestration.evaluating import Days
 from storage.rounds import RoundRepository, Update
+from tests.fixtures_cli import Ended, Flead
 from tests.fixtures_storage import Mongo
 
 PROJECT = Path(__file__).parent.parent
@@ -39,38 +36,7 @@ def needs(path: Path) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not path.exists(), reason=f"needs {path}; name its folder in FLEAD_DATA")
 
 
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Flead = Callable[..., Ended]
-
-
-@pytest.fixture(autouse=True)
-def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder of its own that no run has used, and a port on which no database listens."""
-    monkeypatch.setenv("FLEAD_RUN_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("FLEAD_MONGODB__PORT", str(free_port()))
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def flead(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Flead:
-    """The command, without a process of its own."""
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["flead", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), shown.out, shown.err)
-
-    return run
+pytestmark = pytest.mark.usefixtures("run_dir")
 
 
 def refused(done: Ended) -> str:

@@ -57,10 +57,7 @@ class Followed:
 
 def followed(times: Vector, values: Vector, config: LearnerConfig = CONFIG) -> Followed:
     m, n = values.shape
-    sizes = state.header(config, n)
-    kept, everything = state.sizes_of(sizes)
-    buffer = np.zeros(everything)
-    state.settings_of(config, buffer[kept:])
+    sizes, buffer = state.fresh(config, n)
     made, scales = np.zeros((m, sizes[state.FEATURES])), np.zeros((m, 2 * n))
     learning.follow(sizes, buffer, np.column_stack((times, values)), made, scales)
     return Followed(times, values, made, scales, buffer[: features.CLOCK_SIZE])

@@ -50,10 +50,7 @@ def detector(name: str) -> Scorer:
     def score(frame: Frame) -> Scores:
         config = LearnerConfig(features=features, detectors=(name,))
         spec = DeviceLearner(frame.sensors, config).spec
-        sizes = state.header(config, len(frame.sensors))
-        kept, size = state.sizes_of(sizes)
-        buffer = np.zeros(size)
-        state.settings_of(config, buffer[kept:])
+        sizes, buffer = state.fresh(config, len(frame.sensors))
         given = np.column_stack((frame.times, frame.values))
         rows, scales = np.zeros((len(given), spec.n_features)), np.zeros((len(given), spec.n_outputs))
         learning.follow(sizes, buffer, given, rows, scales)

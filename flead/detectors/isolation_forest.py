@@ -12,11 +12,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from sklearn import ensemble
 
-from flead.compilation import EntryPoint
+from flead.compilation import EntryPoint, carray
 from flead.detectors import watched
 from flead.errors import BadModel
 from flead.network import Vector

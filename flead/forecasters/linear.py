@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numba import carray  # type: ignore[attr-defined]
 
-from flead.compilation import EntryPoint, kernel
+from flead.compilation import EntryPoint, carray, kernel
 from flead.errors import BadModel
 from flead.network import Vector
 from flead.plugins import Spec

@@ -6,14 +6,12 @@ for what predicts in another way and learns in the same (`flead.forecasters.tfli
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numba import carray  # type: ignore[attr-defined]
 
 from flead import network
-from flead.compilation import EntryPoint
+from flead.compilation import EntryPoint, carray
 from flead.errors import BadModel
 from flead.learner_config import Optimiser
 from flead.learning import HUBER
@@ -41,8 +39,7 @@ class Network:
         # Parameters, what the optimiser remembers, and the steps since the start or the last drift.
         self._kept = np.zeros(count + network.moments_size(optimiser, count) + 1)
         self.parameters: Vector = self._kept[:count]
-        rng = np.random.default_rng([spec.seed, zlib.crc32(cohort_of(spec.sensors).encode())])  # as in the learner
-        self.parameters[:] = network.initial(self.architecture, rng)
+        self.parameters[:] = network.initial_of_cohort(self.architecture, cohort_of(spec.sensors), spec.seed)
         header = np.array([count, optimiser, spec.skip, *sizes], dtype=np.int64)
         work = np.zeros(2 * sum(sizes))  # values and slopes of each layer
         self._features, self._changes = work[: sizes[0]], work[sum(sizes) - sizes[-1] : sum(sizes)]
