@@ -67,7 +67,8 @@ def _retrieve(folder: Path) -> None:
     command = [str(find_java_home() / "bin" / "java"), f"-Duser.home={CACHE}", f"-Divy.home={CACHE}"]
     if SYSTEM_CERTIFICATES.exists():  # a Java from a wheel has a certificate store of its own
         command += [f"-Djavax.net.ssl.trustStore={SYSTEM_CERTIFICATES}"]
-    command += ["-jar", str(_ivy()), "-ivy", str(HERE / "ivy.xml"), "-cache", str(CACHE), "-confs", "kafka", "flink"]
+    command += ["-jar", str(_ivy()), "-ivy", str(HERE / "ivy.xml"), "-cache", str(CACHE), "-confs"]
+    command += ["kafka", "flink", "spark"]
     command += ["-retrieve", str(folder / "[conf]" / "[artifact]-[revision].[ext]")]
     if os.environ.get("FLEAD_IVY_SETTINGS"):  # a mirror
         command += ["-settings", os.environ["FLEAD_IVY_SETTINGS"]]
