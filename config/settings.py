@@ -13,7 +13,7 @@ import ipaddress
 import os
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -55,13 +55,40 @@ class KafkaSettings(_Section):
         return self.bootstrap_servers or f"127.0.0.1:{self.port}"
 
 
+Expiring = Literal[
+    "device_data", "local_models", "predictions", "alerts", "dead_letters", "window_aggregates", "shared_anomalies",
+    "model_scores", "analysis_days", "analysis_evaluations", "analysis_reports",
+]  # fmt: skip
+"""The collections that may be given a time to keep."""
+
+
 class MongoSettings(_Section):
-    """The database. Collections are declared in `storage/schema.py`."""
+    """The database. Collections are declared in `storage/documents.py`."""
 
     uri: SecretStr | None = Field(None, description="mongodb://...; empty: the embedded mongod")
     port: Port = Field(27017, description="of the embedded mongod")
     database: str = "flead"
-    local_models_days: float = Field(7.0, gt=0, description="how long single updates are kept, days")
+    max_pool_size: int = Field(32, ge=1, le=1_000, description="connections of each process at most")
+    retention_days: dict[Expiring, Annotated[float, Field(gt=0, le=24_855)] | None] = Field(
+        {"local_models": 7.0, "dead_letters": 30.0},
+        description="how long what a collection stores is kept, days; null: for ever. What is not named stays as it is",
+    )
+
+    @field_validator("retention_days")
+    @classmethod
+    def _beside_the_defaults(cls, given: dict[Expiring, float | None]) -> dict[Expiring, float | None]:
+        """Who names one collection does not mean the others."""
+        return {"local_models": 7.0, "dead_letters": 30.0} | given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, given: Any) -> Any:
+        """`local_models_days` is what `retention_days.local_models` was called before."""
+        if not isinstance(given, dict) or "local_models_days" not in given:
+            return given
+        others = {name: value for name, value in given.items() if name != "local_models_days"}
+        days = others.get("retention_days") or {}
+        return {**others, "retention_days": {"local_models": given["local_models_days"], **days}}
 
     @property
     def address(self) -> SecretStr:
@@ -99,6 +126,26 @@ class FlinkSettings(_Section):
     def url(self) -> str:
         """Where the REST interface answers."""
         return (self.rest_url or f"http://127.0.0.1:{self.rest_port}").rstrip("/")
+
+
+class SparkSettings(_Section):
+    """Analytics: where they run, and what streaming analytics hold on to."""
+
+    master: str | None = Field(None, description="spark://host:port, or any other master; empty: in this process, on all cores")
+    driver_mb: int = Field(1024, ge=512, description="heap of the driver, MiB; the workers' too where there is no master")
+    executor_mb: int = Field(1024, ge=512, description="heap of each executor of a cluster, MiB")
+    partitions: int = Field(2, ge=1, le=10_000, description="of a shuffle: the cores that there are, or a few times them")
+    python: str | None = Field(None, description="the interpreter on a foreign cluster's machines; empty: this one")
+    checkpoints: str | None = Field(None, description="URI that every worker can write; empty: the run folder")
+    trigger_s: float = Field(2.0, ge=0, description="of streaming analytics: one micro-batch at most so often, s")
+    most_per_trigger: int = Field(60_000, ge=100, description="records of a micro-batch, so that a backlog fits in memory")
+    watermark_s: float = Field(600.0, ge=0, description="how late, in event time, a reading may still enter a window, s")
+
+    @model_validator(mode="after")
+    def _reachable_checkpoints(self) -> Self:
+        if self.master and not self.master.startswith("local") and not self.checkpoints:
+            raise ValueError("spark.checkpoints must name a folder that every worker can write, as spark.master is set")
+        return self
 
 
 class ServerSettings(_Section):
@@ -147,6 +194,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     mongodb: MongoSettings = MongoSettings()
     flink: FlinkSettings = FlinkSettings()
+    spark: SparkSettings = SparkSettings()
     server: ServerSettings = ServerSettings()
     aggregation: AggregationSettings = AggregationSettings()
     reading: ReadingLimits = ReadingLimits()

@@ -201,7 +201,7 @@ def evaluate(
     for i, name in enumerate(devices):
         on_progress("reading the past", i / len(devices))
         old, new = before[name], after[name]
-        warm = _task(_joined(old, new), config)
+        warm = _task(joined(old, new), config)
         split = len(old.times)
         known.append(_examples(_task(old, config)))
         tasks.append(warm[slice(split, None)])
@@ -259,22 +259,42 @@ def evaluate(
     return Evaluation(sensors, config.horizon_s, devices, errors, cold, rounds, theta, architecture)
 
 
-def _joined(old: Series, new: Series) -> Series:
+def joined(old: Series, new: Series) -> Series:
+    """One series, the newer readings behind the older."""
     return Series(old.device, np.concatenate((old.times, new.times)), np.concatenate((old.values, new.values)))
 
 
 def _task(series: Series, config: LearnerConfig) -> Task:
     """Follow a device through its readings, and look up what came of each."""
+    features, scales = followed(series, config)
+    changes = changes_of(series, config.horizon_s)
+    return Task(features, changes, _earlier_day(series, changes), scales)
+
+
+def followed(series: Series, config: LearnerConfig) -> tuple[Vector, Vector]:
+    """What a model is given after each reading, (m, n_features), and the units of its outputs, (m, 2 n)."""
     m, n = series.values.shape
     sizes, buffer = state.fresh(config, n)
     features, scales = np.zeros((m, sizes[state.FEATURES])), np.zeros((m, 2 * n))
     learning.follow(sizes, buffer, np.column_stack((series.times, series.values)), features, scales)
+    return features, scales
+
+
+def changes_of(series: Series, horizon_s: float) -> Vector:
+    """The changes to the next reading and to the horizon, (m, 2 n); NaN where nothing came in time.
+
+    >>> changes_of(Series("m", np.array([0.0, 30.0, 600.0]), np.array([[1.0], [3.0], [8.0]])), 600.0)
+    array([[ 2.,  7.],
+           [nan,  5.],
+           [nan, nan]])
+    """
+    m, n = series.values.shape
     changes = np.full((m, 2 * n), np.nan)
     if m > 1:
         near = np.diff(series.times) <= LONGEST_NEXT_S
         changes[:-1, :n][near] = np.diff(series.values, axis=0)[near]
-    changes[:, n:] = _value_at(series, series.times + config.horizon_s, TOLERANCE * config.horizon_s) - series.values
-    return Task(features, changes, _earlier_day(series, changes), scales)
+    changes[:, n:] = _value_at(series, series.times + horizon_s, TOLERANCE * horizon_s) - series.values
+    return changes
 
 
 def _value_at(series: Series, times: Vector, tolerance: float) -> Vector:
