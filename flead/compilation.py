@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from functools import cache, cached_property
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -123,15 +124,16 @@ class EntryPoint:
 
 @cache
 def _sources() -> str:
-    """The hash of what kernels are made of: what was compiled from other sources is not used.
+    """The hash of this package; through the importer, as on a cluster's workers it lies in a zip."""
+    return hash_of(files(__package__ or "flead"))
 
-    Through the importer, not the file system: on a cluster's workers this package lies in a zip.
-    """
-    here = files(__package__ or "flead")
-    folders = [folder for folder in (here, here / "forecasters") if folder.is_dir()]
-    modules = [part for folder in folders for part in folder.iterdir()]
+
+def hash_of(package: Traversable) -> str:
+    """The hash of what kernels are made of: what was compiled from other sources is not used."""
+    folders = [folder for folder in (package, package / "forecasters") if folder.is_dir()]
+    modules = [part for folder in folders for part in folder.iterdir() if part.name.endswith(".py")]
     digest = hashlib.sha256()
-    for module in sorted((m for m in modules if m.name.endswith(".py")), key=lambda m: (m.name, str(m))):
+    for module in sorted(modules, key=lambda m: (m.name, str(m))):
         digest.update(module.name.encode() + module.read_bytes())
     return digest.hexdigest()[:20]
 

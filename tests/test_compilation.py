@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -47,27 +48,28 @@ def main():
 """
 
 
-def source_hash(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What keeps the machine code of a copy of the package apart from another's."""
-    with monkeypatch.context() as patched:
-        patched.setattr(compilation, "__file__", str(folder / "compilation.py"))
-        return compilation._sources.__wrapped__()
-
-
 class TestWhatIsKept:
-    def test_moves_with_the_sources(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_moves_with_the_sources(self, tmp_path: Path) -> None:
         copy = tmp_path / "flead"
         shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        before = source_hash(copy, monkeypatch)
-        assert source_hash(copy, monkeypatch) == before
+        before = compilation.hash_of(copy)
+        assert compilation.hash_of(copy) == before
         features = copy / "features.py"
         text = features.read_text()
         features.write_text(text + "# changed\n")
-        assert source_hash(copy, monkeypatch) != before
+        assert compilation.hash_of(copy) != before
         features.write_text(text)
-        assert source_hash(copy, monkeypatch) == before
+        assert compilation.hash_of(copy) == before
         (copy / "new.py").write_text("")
-        assert source_hash(copy, monkeypatch) != before
+        assert compilation.hash_of(copy) != before
+
+    def test_is_told_apart_in_a_zip_too(self, tmp_path: Path) -> None:
+        hashes = []
+        for text in ("a = 1", "a = 2"):
+            with zipfile.ZipFile(tmp_path / "workers.zip", "w") as archive:
+                archive.writestr("flead/network.py", text)
+            hashes.append(compilation.hash_of(zipfile.Path(tmp_path / "workers.zip", "flead/")))
+        assert hashes[0] != hashes[1]
 
     def test_is_never_used_for_a_kernel_that_calls_another_one_by_now(self, tmp_path: Path) -> None:
         package = tmp_path / "flead"
