@@ -78,7 +78,7 @@ class MongoSettings(_Section):
     @classmethod
     def _beside_the_defaults(cls, given: dict[Expiring, float | None]) -> dict[Expiring, float | None]:
         """Who names one collection does not mean the others."""
-        return {"local_models": 7.0, "dead_letters": 30.0} | given
+        return {"local_models": 7.0, "dead_letters": 30.0, **given}
 
     @model_validator(mode="before")
     @classmethod
@@ -131,15 +131,31 @@ class FlinkSettings(_Section):
 class SparkSettings(_Section):
     """Analytics: where they run, and what streaming analytics hold on to."""
 
-    master: str | None = Field(None, description="spark://host:port, or any other master; empty: in this process, on all cores")
-    driver_mb: int = Field(1024, ge=512, description="heap of the driver, MiB; the workers' too where there is no master")
+    master: str | None = Field(
+        None, description="spark://host:port, or any other master; empty: in this process, on all cores"
+    )
+    driver_mb: int = Field(
+        1024, ge=512, description="heap of the driver, MiB; the workers' too where there is no master"
+    )
     executor_mb: int = Field(1024, ge=512, description="heap of each executor of a cluster, MiB")
-    partitions: int = Field(2, ge=1, le=10_000, description="of a shuffle: the cores that there are, or a few times them")
+    partitions: int = Field(
+        2, ge=1, le=10_000, description="of a shuffle: the cores that there are, or a few times them"
+    )
     python: str | None = Field(None, description="the interpreter on a foreign cluster's machines; empty: this one")
     checkpoints: str | None = Field(None, description="URI that every worker can write; empty: the run folder")
     trigger_s: float = Field(2.0, ge=0, description="of streaming analytics: one micro-batch at most so often, s")
-    most_per_trigger: int = Field(60_000, ge=100, description="records of a micro-batch, so that a backlog fits in memory")
-    watermark_s: float = Field(600.0, ge=0, description="how late, in event time, a reading may still enter a window, s")
+    most_per_trigger: int = Field(
+        60_000, ge=100, description="records of a micro-batch, so that a backlog fits in memory"
+    )
+    evaluation_rows: int = Field(
+        2_880, ge=10, description="readings of a device and day that global models are judged on"
+    )
+    ranges: dict[str, tuple[float, float]] = Field(
+        {}, description="lowest and highest value that can be true, by sensor"
+    )
+    watermark_s: float = Field(
+        600.0, ge=0, description="how late, in event time, a reading may still enter a window, s"
+    )
 
     @model_validator(mode="after")
     def _reachable_checkpoints(self) -> Self:

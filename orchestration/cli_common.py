@@ -7,7 +7,9 @@ numpy, Kafka's client or the settings.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,7 +108,31 @@ def bar(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]
         yield lambda done: progress.update(task, completed=done)
 
 
+@contextmanager
+def progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on a terminal, nothing elsewhere; called with what is done and its share, None where that is not known."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def advance(what: str, share: float | None) -> None:
+            total = None if share is None else 1.0
+            progress.update(task, description=what, total=total, completed=share or 0.0)
+
+        yield advance
+
+
 def say(line: str) -> None:
     """One line for people, as it is: what it quotes is no markup."""
     if line:
         err.print(Text(line), soft_wrap=True)
+
+
+def stop_event() -> threading.Event:
+    """Set by SIGTERM and SIGINT."""
+    event = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: event.set())
+    return event

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flead.errors import BadConfiguration, FleadError
-from orchestration.cli_common import Json, RunDir, err, out, say, settings_for
+from orchestration.cli_common import Json, RunDir, out, progress, say, settings_for
 from orchestration.files import output_file
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def evaluate(
     printed = as_json is not None and str(as_json) == "-"
     for path in (page, None if printed else as_json):
         _check_writable(path)
-    with _progress() as advance:
+    with progress() as advance:
         found = compare(request, settings.learner, advance)
     for remark in found.remarks:
         say(f"warning: {remark}")
@@ -119,7 +117,7 @@ def detect(
     config = _with_false_alarms(settings.learner, false_alarms_per_day)
     for path in (output, plot):
         _check_writable(path)
-    with output_file(output) as temporary, _progress() as advance:
+    with output_file(output) as temporary, progress() as advance:
         report, tracks = run(
             source,
             temporary,
@@ -172,7 +170,7 @@ def export(
     _check_writable(output)
     model = None if data is not None and run_dir is None else from_run(settings.mongodb, device, settings.learner)
     if data is not None:
-        with _progress() as advance:
+        with progress() as advance:
             learnt = from_data(data, device, settings.learner, lambda done: advance(f"reading {done:,}", None))
         model = learnt if model is None else with_samples(model, learnt)
     assert model is not None  # noqa: S101  # one of the two was taken
@@ -198,22 +196,6 @@ def _check_writable(path: Path | None) -> None:
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         why = "is a folder" if path.is_dir() else "its folder does not exist or is not ours"
         raise FleadError(f"{path} cannot be written ({why}): name another file")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar on a terminal, nothing elsewhere; called with what is done and its share, None where that is not known."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=None)
-
-        def advance(what: str, share: float | None) -> None:
-            total = None if share is None else 1.0
-            progress.update(task, description=what, total=total, completed=share or 0.0)
-
-        yield advance
 
 
 def _names(text: str | None) -> tuple[str, ...]:

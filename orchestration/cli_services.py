@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +24,7 @@ from orchestration.cli_common import (
     out,
     say,
     settings_for,
+    stop_event,
 )
 
 app = typer.Typer()
@@ -57,7 +56,7 @@ def produce(
     source = find_data(data, settings)
     if progress_file is None:  # what keeps progress, as a run's producer does, waits for a broker that comes back
         Offsets(settings.kafka.servers).partitions(READINGS)
-    stopping = _stop_event()
+    stopping = stop_event()
     earlier = load_progress(progress_file, source) if progress_file else Progress(source=source)
     keep = saver(progress_file) if progress_file else lambda _: None
     with bar("sending") as advance:
@@ -154,7 +153,7 @@ def learn(run_dir: RunDir = None) -> None:
         checkpoints=checkpoints,
         savepoints=checkpoints.rstrip("/") + "/savepoints",
         remembered=folder / "newest-checkpoint",
-        stopping=_stop_event().is_set,
+        stopping=stop_event().is_set,
     )
     keeper.run()
 
@@ -172,12 +171,4 @@ def archive(run_dir: RunDir = None) -> None:
     with connect(settings.mongodb) as client:
         database = open_database(client, settings.mongodb)
         apply_schema(database, settings.mongodb)
-        run(settings.kafka.servers, ArchiveRepository(database), settings.reading, _stop_event().is_set)
-
-
-def _stop_event() -> threading.Event:
-    """Set by SIGTERM and SIGINT."""
-    event = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: event.set())
-    return event
+        run(settings.kafka.servers, ArchiveRepository(database), settings.reading, stop_event().is_set)

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -64,6 +66,7 @@ def spark_session(settings: SparkSettings, home: SparkHome, name: str, **options
         where Spark does not start, or the master does not answer
     """
     home.folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs what it raises, and every connection
     os.environ["JAVA_HOME"] = str(home.java_home)
     os.environ["PYSPARK_PYTHON"] = settings.python or sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
@@ -73,7 +76,8 @@ def spark_session(settings: SparkSettings, home: SparkHome, name: str, **options
     for key, value in (_options(settings, home) | {k.replace("__", "."): v for k, v in options.items()}).items():
         builder = builder.config(key, value)
     try:
-        session = builder.getOrCreate()
+        with _stderr_to(home.folder / "spark.err"):
+            session = builder.getOrCreate()
     except (PySparkException, Py4JError, RuntimeError, OSError) as error:
         raise Unavailable(f"Spark does not start: {one_line(error)}; see {home.folder / 'spark.log'}") from None
     try:
@@ -123,9 +127,9 @@ def package(project: Path, target: Path) -> Path:
 
 
 def one_line(error: BaseException) -> str:
-    """What a Java or Spark error says, without its stack.
+    r"""What a Java or Spark error says, without its stack.
 
-    >>> one_line(RuntimeError("no\\n  way\\n\\tat java.lang.Thread.run"))
+    >>> one_line(RuntimeError("no\n  way\n\tat java.lang.Thread.run"))
     'no way'
     """
     lines = str(error).splitlines()
@@ -133,15 +137,29 @@ def one_line(error: BaseException) -> str:
     return " ".join(" ".join(kept).split())[:300]
 
 
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """What is started meanwhile writes its standard error to a file: a JVM warns of its own modules there."""
+    ours = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+
+
 def _stop(session: SparkSession) -> None:
     """End the session and its JVM; a JVM that is gone already is no error."""
-    gateway = session.sparkContext._gateway
+    gateway = SparkContext._gateway
     try:
         session.stop()
     except (Py4JError, OSError) as error:
-        logging.getLogger(__name__).info("Spark was gone already: %s", one_line(error))
-    finally:
-        process = getattr(gateway, "proc", None)
-        if process is not None:
-            process.stdin.close()  # the JVM ends with its standard input
-            process.wait(30)
+        logging.getLogger(__name__).info("Spark was gone already: %s", type(error).__name__)
+    SparkContext._gateway = SparkContext._jvm = None  # the next session starts a JVM of its own
+    if gateway is not None:
+        gateway.shutdown()  # else what Python still holds of Java would be given back to a JVM that has ended
+        process: Any = gateway.proc
+        process.stdin.close()  # the JVM ends with its standard input
+        process.wait(30)

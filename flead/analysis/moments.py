@@ -152,7 +152,7 @@ def plain(values: Vector) -> list[Any]:
     >>> plain(np.array([1.0, np.nan]))
     [1.0, None]
     """
-    listed: list[Any] = np.where(np.isfinite(values), values.astype(object), None).tolist()
+    listed: list[Any] = [float(v) if np.isfinite(v) else None for v in values]
     return listed
 
 
