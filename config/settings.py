@@ -156,6 +156,11 @@ class SparkSettings(_Section):
     watermark_s: float = Field(
         600.0, ge=0, description="how late, in event time, a reading may still enter a window, s"
     )
+    positions: Path | None = Field(
+        None, description="CSV `device_id,x,y` or Intel Lab's mote_locs.txt; empty: positions are not known"
+    )
+    neighbour_distance: float = Field(6.0, gt=0, description="up to which two devices are neighbours, in its units")
+    neighbour_s: float = Field(180.0, gt=0, le=1_800, description="up to which two anomalies are one event, s")
 
     @model_validator(mode="after")
     def _reachable_checkpoints(self) -> Self:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pyspark.sql import SparkSession
+
 from config.settings import PROJECT, Settings
+from data.sources import open_dataset
 from flead.analysis.moments import arrays
 from flead.analysis.report import LAYOUT, DeviceDay, Judged, Model, fold
 from flead.errors import BadConfiguration
+from kafka.offsets import Offsets
+from kafka.topics import READINGS
 from orchestration.java import find_java_home
 from orchestration.services import JARS
 from spark.batch import Judge, Plan, Task, execute, judges, now_s, plan
@@ -54,8 +59,23 @@ class Made:
     durations_s: dict[str, float]
 
 
-def analyze(request: Request, settings: Settings, say: Say) -> Made:
+Session = Callable[[Settings], AbstractContextManager[SparkSession]]
+
+
+def own_session(settings: Settings) -> AbstractContextManager[SparkSession]:
+    """A session that ends with the report."""
+    # A partition for each unit: units are large, and few of them make progress visible.
+    options = {"spark__sql__adaptive__coalescePartitions__enabled": "false"}
+    return spark_session(settings.spark, spark_home(settings), "flead analyze batch", **options)
+
+
+def analyze(request: Request, settings: Settings, say: Say, session: Session = own_session) -> Made:
     """Make a report, and keep it in MongoDB.
+
+    Parameters
+    ----------
+    session:
+        opens the Spark session to work on
 
     Raises
     ------
@@ -72,6 +92,7 @@ def analyze(request: Request, settings: Settings, say: Say) -> Made:
     def mark(step: str) -> None:
         durations[step] = round(now_s() - began - sum(durations.values()), 3)
 
+    check(request, settings)
     with ExitStack() as stack:
         say("opening the database", None)
         mongodb = stack.enter_context(database_of(settings.mongodb, settings.run_dir, create=request.data is not None))
@@ -82,9 +103,7 @@ def analyze(request: Request, settings: Settings, say: Say) -> Made:
         models = _models(repository, request.versions)
         mark("database")
         say("starting Spark", None)
-        spark = stack.enter_context(
-            spark_session(settings.spark, spark_home(settings), "flead analyze batch", **_OPTIONS)
-        )
+        spark = stack.enter_context(session(settings))
         mark("spark")
         history = _history(request, settings, spark, repository)
         stack.callback(history.close)
@@ -106,24 +125,24 @@ def analyze(request: Request, settings: Settings, say: Say) -> Made:
         return Made(report, len(todo.units), len(todo.work), durations)
 
 
-_OPTIONS = {"spark__sql__adaptive__coalescePartitions__enabled": "false"}
-"""A partition for each unit: units are large, and few of them make progress visible."""
+def check(request: Request, settings: Settings) -> None:
+    """Refuse a source that cannot be read before anything is started."""
+    if request.data == KAFKA:
+        Offsets(settings.kafka.servers).partitions(READINGS)
+    elif request.data is not None:
+        open_dataset(Path(request.data).expanduser())
 
 
 def spark_home(settings: Settings) -> SparkHome:
     """What Spark needs of this machine."""
-    return SparkHome(find_java_home(), JARS.parent / "jars" / "spark", PROJECT, settings.run_dir / "spark")
+    return SparkHome(find_java_home(), JARS / "spark", PROJECT, settings.run_dir / "spark")
 
 
-def _history(request: Request, settings: Settings, spark: Any, repository: HistoryRepository) -> History:
+def _history(request: Request, settings: Settings, spark: SparkSession, repository: HistoryRepository) -> History:
     ranges = settings.spark.ranges
     if request.data is None:
         return MongoHistory(spark, settings, repository, ranges)
     if request.data == KAFKA:
-        from kafka.offsets import Offsets
-        from kafka.topics import READINGS
-
-        Offsets(settings.kafka.servers).partitions(READINGS)  # no broker is one clear line, not Spark's
         return KafkaHistory(spark, ranges, settings.kafka.servers, settings.reading)
     return FileHistory.open(spark, Path(request.data).expanduser(), ranges)
 

@@ -2,6 +2,7 @@
 
 The commands that start, stop and show a run are here. Each other group of commands is a `typer.Typer` in a module of
 its own, joined below: `cli_services.py` (what a run consists of), `cli_learning.py` (what learns from files),
+`cli_storage.py` (backup, restore, reader),
 `cli_data.py` (`flead data`), `cli_analyze.py` (`flead analyze`).
 """
 
@@ -18,7 +19,7 @@ import typer
 from rich.text import Text
 
 from flead.errors import BadConfiguration, FleadError
-from orchestration import cli_analyze, cli_data, cli_learning, cli_services
+from orchestration import cli_analyze, cli_data, cli_learning, cli_services, cli_storage
 from orchestration.cli_common import (
     Data,
     Devices,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_services.app)
 app.add_typer(cli_learning.app)
+app.add_typer(cli_storage.app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_analyze.app, name="analyze")
 

@@ -1,6 +1,6 @@
-"""MongoDB: connection, schema and indexes, repositories, and the embedded server.
+"""MongoDB: connection, schema and indexes, migrations, repositories, backup, and the embedded server.
 
-Everything that knows a collection's name or a document's shape lives here. A new collection or index goes into
-`storage.schema`, the one declaration of them; fields of a document change together with its repository and its
-validator. Imports `flead` and `config` only.
+Everything that knows a collection's name or a document's shape lives here. Fields, indexes, queries and what may expire
+are declared once, in `storage.documents`; the repository that writes a document changes together with it. What changes
+documents that are stored already is a step in `storage.migrations`. Imports `flead` and `config` only.
 """

@@ -30,6 +30,10 @@ _UNENCODABLE = (bson.errors.BSONError, OverflowError, ValueError, TypeError, Rec
 _DOCUMENT_CODES = {2, 9, 14, 15, 22, 52, 56, 57, 121, 171, 10_334, 17_280}
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """A value that was not stored."""
@@ -53,10 +57,16 @@ class ArchiveRepository:
 
     Every method raises `Unavailable` where MongoDB does not answer; the batch may then be stored in part, and giving
     it again is harmless.
+
+    Parameters
+    ----------
+    clock:
+        says when a batch is stored, which is what retention counts from: event time may be years ago
     """
 
-    def __init__(self, database: Database[Document]) -> None:
+    def __init__(self, database: Database[Document], clock: Callable[[], datetime] = _now) -> None:
         self._database = database
+        self._clock = clock
 
     def add_readings(self, values: Iterable[Value]) -> Stored:
         """Store values of `flead.readings`."""
@@ -85,7 +95,7 @@ class ArchiveRepository:
         refused: list[Refused] = []
         documents: dict[str, Document] = {}
         sources: dict[str, Value] = {}
-        repeated = 0
+        repeated, now = 0, self._clock()
         for value in values:
             try:
                 document = to_document(value)
@@ -95,7 +105,7 @@ class ArchiveRepository:
             if document["_id"] in documents:
                 repeated += 1
                 continue
-            documents[document["_id"]] = document
+            documents[document["_id"]] = document | {"stored_at": now}
             sources[document["_id"]] = value
         outcome = Stored(known=repeated)
         with translated():

@@ -9,7 +9,7 @@ from typing import Any
 
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError, WaitQueueTimeoutError
 
 from config.settings import MongoSettings
 from flead.errors import BadConfiguration, Unavailable
@@ -19,7 +19,7 @@ Client = MongoClient[Document]
 
 _DEFAULTS: dict[str, Any] = {
     "w": "majority",  # what was acknowledged survives a crash: with one member, it is in the journal
-    "maxPoolSize": 32,
+    "waitQueueTimeoutMS": 10_000,  # for a free connection of the pool: without it, a thread would wait for ever
     # ms: long enough for an election, short enough for somebody who waits for an answer
     "serverSelectionTimeoutMS": 3_000,
     "connectTimeoutMS": 3_000,
@@ -30,8 +30,20 @@ _DEFAULTS: dict[str, Any] = {
 _REFUSED = {13, 18}  # Unauthorized, AuthenticationFailed
 
 
-def connect(settings: MongoSettings) -> Client:
+def app_name(database: str) -> str:
+    """What a server knows the processes of FLEAD by that use one of its databases."""
+    return f"flead {database}"[:128]
+
+
+def connect(settings: MongoSettings, appname: str | None = None) -> Client:
     """Make a client; it connects when it is first used. Times are read as aware, in UTC.
+
+    One client serves all threads of a process: it keeps a pool of at most `mongodb.max_pool_size` connections.
+
+    Parameters
+    ----------
+    appname:
+        what the server knows us by; without it, that we use `mongodb.database`
 
     Raises
     ------
@@ -39,9 +51,11 @@ def connect(settings: MongoSettings) -> Client:
         where `mongodb.uri` is no MongoDB address; the message never holds the address, for it may hold a password
     """
     uri = settings.address.get_secret_value()
-    ours = {name: value for name, value in _DEFAULTS.items() if not re.search(f"[?&]{name}=", uri, re.IGNORECASE)}
+    name = appname or app_name(settings.database)
+    defaults = {**_DEFAULTS, "maxPoolSize": settings.max_pool_size, "appname": name}
+    ours = {key: value for key, value in defaults.items() if not re.search(f"[?&]{key}=", uri, re.IGNORECASE)}
     try:
-        return MongoClient(uri, tz_aware=True, appname="flead", **ours)
+        return MongoClient(uri, tz_aware=True, **ours)
     except (InvalidURI, ConfigurationError, ValueError):
         raise BadConfiguration(
             "mongodb.uri is no address that the driver can read: it looks like mongodb://host:port/?replicaSet=name, "
@@ -72,6 +86,10 @@ def translated() -> Iterator[None]:
                 "MongoDB refuses our credentials: correct mongodb.uri (in config/environment.env)"
             ) from None
         raise Unavailable(f"MongoDB could not do it: {_short(error)}") from error
+    except WaitQueueTimeoutError as error:
+        raise Unavailable(
+            f"all connections to MongoDB are busy: raise mongodb.max_pool_size ({_short(error)})"
+        ) from error
     except PyMongoError as error:
         raise Unavailable(
             f"MongoDB does not answer: start it (`flead up`) or correct mongodb.uri ({_short(error)})"

@@ -62,7 +62,8 @@ class HistoryRepository:
         """Every global model without its weights, oldest first: cohort, round, timestamp, num_devices."""
         wanted = {"cohort": 1, "round": 1, "timestamp": 1, "num_devices": 1}
         with translated():
-            return list(self._database["global_model"].find({}, wanted).sort([("cohort", 1), ("round", 1)]))
+            found = self._database["global_model"].find({}, wanted)
+            return sorted(found, key=lambda row: (row["cohort"], row["round"]))
 
     def weights(self, keys: Iterable[str]) -> dict[str, Document]:
         """The weights of some global models, by `_id`."""

@@ -1,151 +1,110 @@
-"""The collections: ONE declaration of their fields, indexes and how long they are kept.
-
-Validators say `number`, never `double`, which refuses whole numbers. They name what other parts rely on and leave
-the rest open: a device may send fields that nobody declared.
-"""
+"""Brings a database to what `storage.documents` declares: layout, validators, indexes, and how long things are kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
 
-from pymongo import ASCENDING, DESCENDING, IndexModel
+import pymongo
+from pymongo import IndexModel
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from config.settings import MongoSettings
 from storage.connection import Document, translated
+from storage.documents import COLLECTIONS, UP, Collection
+from storage.migrations import check_usable, migrate, schema_lock
+from storage.validators import validator
 
-_INDEX_OPTIONS_CONFLICT = 85
 _NAMESPACE_EXISTS = 48
 _DAY_S = 86_400
+_INDEX_LIMIT_S = 3_600.0
+"""An index over millions of documents takes longer than an answer may take otherwise."""
 
-_NAME = {"bsonType": "string", "minLength": 1}
-_DATE = {"bsonType": "date"}
-_COUNT = {"bsonType": "number", "minimum": 0}
-_NULLABLE_COUNT = {"bsonType": ["number", "null"], "minimum": 0}
-_WEIGHTS = {
-    "bsonType": "object",
-    "required": ["weights", "biases", "architecture"],
-    "properties": {
-        "weights": {"bsonType": "array"},
-        "biases": {"bsonType": "array"},
-        "architecture": {"bsonType": "object"},
-    },
-}
-_BY_DEVICE = IndexModel([("device_id", ASCENDING), ("timestamp", DESCENDING)], name="device_time")
-_BY_TIME = IndexModel([("timestamp", DESCENDING)], name="time")
-
-
-@dataclass(frozen=True, slots=True)
-class Collection:
-    """One collection: its fields (a part of JSON schema, all required unless in `optional`) and indexes."""
-
-    name: str
-    fields: dict[str, Any]
-    indexes: tuple[IndexModel, ...]
-    optional: frozenset[str] = frozenset()
-
-    @property
-    def validator(self) -> dict[str, Any]:
-        """What MongoDB checks each document against."""
-        required = [name for name in self.fields if name not in self.optional]
-        return {"$jsonSchema": {"bsonType": "object", "required": required, "properties": self.fields}}
+KEPT = "kept"
+"""The index by which MongoDB deletes what is too old."""
 
 
 def collections(settings: MongoSettings) -> tuple[Collection, ...]:
-    """Declare every collection.
+    """Every collection, with the time to keep that the settings say.
 
-    >>> [collection.name for collection in collections(MongoSettings())]
-    ['device_data', 'local_models', 'global_model', 'predictions', 'alerts', 'dead_letters']
+    >>> [collection.name for collection in collections(MongoSettings())][:3]
+    ['device_data', 'local_models', 'global_model']
     """
-    measured = {"device_id": _NAME, "timestamp": _DATE}
-    return (
-        Collection(
-            "device_data",
-            measured | {"sensors": {"bsonType": "object"}, "metadata": {"bsonType": "object"}},
-            (_BY_DEVICE, _BY_TIME),
-            frozenset({"metadata"}),
-        ),
-        Collection(
-            "local_models",
-            measured
-            | {
-                "cohort": _NAME,
-                "received_at": _DATE,
-                "weights": _WEIGHTS,
-                "sample_count": {"bsonType": "number", "minimum": 1},
-                "samples_seen": _NULLABLE_COUNT,
-                "base_version": _NULLABLE_COUNT,
-                "sensors": {"bsonType": ["array", "null"], "items": _NAME},
-                "round": _NULLABLE_COUNT,
-            },
-            (
-                _BY_DEVICE,
-                IndexModel([("cohort", ASCENDING), ("round", ASCENDING)], name="cohort_round"),
-                IndexModel(
-                    [("received_at", ASCENDING)],
-                    name="kept",
-                    expireAfterSeconds=int(settings.local_models_days * _DAY_S),
-                ),
-            ),
-            frozenset({"sensors"}),
-        ),
-        Collection(
-            "global_model",
-            {
-                "cohort": _NAME,
-                "round": {"bsonType": "number", "minimum": 1},
-                "timestamp": _DATE,
-                "weights": _WEIGHTS,
-                "num_devices": _COUNT,
-                "total_samples": _COUNT,
-                "aggregation_strategy": {"bsonType": "string"},
-                "devices": {"bsonType": "array"},
-                "published_at": {"bsonType": ["date", "null"]},
-            },
-            (IndexModel([("cohort", ASCENDING), ("round", DESCENDING)], name="cohort_round", unique=True), _BY_TIME),
-        ),
-        Collection("predictions", measured, (_BY_DEVICE, _BY_TIME)),
-        Collection("alerts", measured, (_BY_DEVICE, _BY_TIME)),
-        Collection(
-            "dead_letters",
-            {"reason": {"bsonType": "string"}, "source": {"bsonType": "object"}, "timestamp": _DATE},
-            (IndexModel([("reason", ASCENDING), ("timestamp", DESCENDING)], name="reason_time"), _BY_TIME),
-        ),
-    )
+    days: dict[str, float | None] = dict(settings.retention_days.items())
+    return tuple(replace(declared, keep_days=days.get(declared.name)) for declared in COLLECTIONS)
 
 
 def apply_schema(database: Database[Document], settings: MongoSettings) -> None:
     """Make the collections, validators and indexes as they are declared; again is harmless.
 
+    Several processes may do so at once; all but one wait.
+
     Raises
     ------
+    CorruptRunFolder
+        where a newer FLEAD wrote the database, or a restore into it did not end
     Unavailable
         where MongoDB does not answer
     """
     with translated():
-        for collection in collections(settings):
-            _apply(database, collection)
+        check_usable(database)
+        with schema_lock(database) as lock:
+            check_usable(database)  # what we waited for may have changed it
+            migrate(database, lock)
+            declare(database, collections(settings))
 
 
-def _apply(database: Database[Document], collection: Collection) -> None:
-    try:
-        database.create_collection(collection.name, validator=collection.validator, check_exists=False)
-    except OperationFailure as error:
-        if error.code != _NAMESPACE_EXISTS:
-            raise
-        database.command("collMod", collection.name, validator=collection.validator)
+def declare(database: Database[Document], declared: Iterable[Collection]) -> None:
+    """Make collections, validators and indexes of a database of today's layout; changes only what differs."""
+    present = {found["name"]: found["options"].get("validator") for found in database.list_collections()}
+    for collection in declared:
+        _apply_validator(database, collection, present)
+        _apply_indexes(database, collection)
+
+
+def _apply_validator(database: Database[Document], collection: Collection, present: Document) -> None:
+    wanted = validator(collection.model)
+    if collection.name not in present:
+        try:
+            database.create_collection(collection.name, validator=wanted, check_exists=False)
+        except OperationFailure as error:  # somebody may have written into it just now
+            if error.code != _NAMESPACE_EXISTS:
+                raise
+        else:
+            return
+    if present.get(collection.name) != wanted:
+        database.command("collMod", collection.name, validator=wanted)
+
+
+def _apply_indexes(database: Database[Document], collection: Collection) -> None:
+    """Make the indexes; an equal one under another name, made by somebody else, will do."""
+    present = database[collection.name].index_information()
+    keys = {name: dict(index["key"]) for name, index in present.items()}
     for index in collection.indexes:
-        _apply_index(database, collection.name, index)
+        same = [name for name, key in keys.items() if list(key.items()) == list(index.keys.items())]
+        if any(bool(present[name].get("unique")) >= index.unique for name in same):
+            continue
+        if index.name in present:  # it had other keys in an earlier version
+            database[collection.name].drop_index(index.name)
+        unique = {"unique": True} if index.unique else {}
+        _create(database, collection.name, IndexModel(list(index.keys.items()), name=index.name, **unique))
+    _apply_retention(database, collection, present.get(KEPT))
 
 
-def _apply_index(database: Database[Document], name: str, index: IndexModel) -> None:
-    try:
+def _apply_retention(database: Database[Document], collection: Collection, present: Document | None) -> None:
+    """Have MongoDB delete what is older than the time to keep, or stop doing so."""
+    keep_s = None if collection.keep_days is None else max(1, int(collection.keep_days * _DAY_S))
+    key = [(collection.expires_from, UP)] if collection.expires_from and keep_s is not None else None
+    if present and [(name, order) for name, order in present["key"]] != key:
+        database[collection.name].drop_index(KEPT)
+        present = None
+    if key and not present:
+        _create(database, collection.name, IndexModel(key, name=KEPT, expireAfterSeconds=keep_s))
+    elif key and present and present.get("expireAfterSeconds") != keep_s:
+        database.command("collMod", collection.name, index={"name": KEPT, "expireAfterSeconds": keep_s})
+
+
+def _create(database: Database[Document], name: str, index: IndexModel) -> None:
+    with pymongo.timeout(_INDEX_LIMIT_S):
         database[name].create_indexes([index])
-    except OperationFailure as error:
-        declared = index.document
-        if error.code != _INDEX_OPTIONS_CONFLICT or "expireAfterSeconds" not in declared:
-            raise
-        changed = {"name": declared["name"], "expireAfterSeconds": declared["expireAfterSeconds"]}
-        database.command("collMod", name, index=changed)

@@ -16,7 +16,6 @@ from flead.errors import BadConfiguration, Reason, Unavailable
 from flead.messages import DeadLetter, Reading, Source
 from storage.archive import ArchiveRepository, Stored
 from storage.connection import connect, open_database, ping
-from storage.schema import apply_schema, collections
 from tests.fixtures_storage import Mongo
 
 pytestmark = pytest.mark.servers
@@ -128,11 +127,12 @@ def test_no_metadata_lose_a_reading(mongo: Mongo, metadata: dict[str, Any]) -> N
     assert (stored.new, stored.refused) == (3, ())
 
 
-def test_the_schema_again_changes_nothing_and_a_new_time_to_keep_does(mongo: Mongo) -> None:
-    apply_schema(mongo.database, mongo.settings)
-    assert set(mongo.database.list_collection_names()) >= {c.name for c in collections(mongo.settings)}
-    apply_schema(mongo.database, mongo.settings.model_copy(update={"local_models_days": 2.0}))
-    assert mongo.database.local_models.index_information()["kept"]["expireAfterSeconds"] == 2 * 86_400
+def test_what_is_stored_says_when_once_for_a_batch(mongo: Mongo) -> None:
+    archive = ArchiveRepository(mongo.database, clock=iter([START, START + timedelta(days=1)]).__next__)
+    archive.add_readings([reading(0), reading(1)])
+    archive.add_readings([reading(1), reading(2)])
+    found = mongo.database.device_data.find().sort("timestamp")
+    assert [document["stored_at"] for document in found] == [START, START, START + timedelta(days=1)]
 
 
 def test_validators_refuse_what_is_no_document_of_ours(mongo: Mongo) -> None:

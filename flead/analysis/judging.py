@@ -87,7 +87,7 @@ def judge(thetas: Vector, architecture: Architecture, asked: Asked) -> Vector:
     truth = np.where(known, changes + np.tile(asked.values, 2), 0.0)
     shared = (known.astype(np.float64), changes * changes, truth, truth * truth)
     for place, rows in zip((COUNT, PERSISTENCE, TOTAL, TOTAL_SQUARES), shared, strict=True):
-        sums[:, hours, :, place] = np.add.reduceat(rows, begins, axis=0)
+        sums[..., place][:, hours] = np.add.reduceat(rows, begins, axis=0)
     scales = np.where(known, asked.scales, 0.0)
     largest = np.repeat((LARGEST_STEP, LARGEST_SWING), outputs // 2)
     for v, theta in enumerate(thetas):
@@ -95,9 +95,9 @@ def judge(thetas: Vector, architecture: Architecture, asked: Asked) -> Vector:
         np.clip(wrong, -largest, largest, out=wrong)
         wrong *= scales
         wrong -= changes
-        sums[v, hours, :, ABSOLUTES] = np.add.reduceat(np.abs(wrong), begins, axis=0)
+        sums[v, ..., ABSOLUTES][hours] = np.add.reduceat(np.abs(wrong), begins, axis=0)
         wrong *= wrong
-        sums[v, hours, :, SQUARES] = np.add.reduceat(wrong, begins, axis=0)
+        sums[v, ..., SQUARES][hours] = np.add.reduceat(wrong, begins, axis=0)
     return sums
 
 

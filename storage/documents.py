@@ -1,0 +1,459 @@
+"""What MongoDB holds: ONE typed declaration of each collection.
+
+From it come the validators and indexes (`storage.schema`), what may expire, the proof that every query has an index
+(`tests/test_storage_schema.py`) and the page `docs/collections.md` (`storage.describe`). Models name what other parts
+rely on and leave the rest open: a device may send fields that nobody declared. A new field of an existing collection
+has a default, for documents of earlier versions do not have it; anything else is a migration
+(`storage.migrations`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+UP, DOWN = 1, -1
+
+
+def field(says: str, unit: str = "", **more: Any) -> Any:
+    """A field with its description, unit and limits; required unless `default` is given."""
+    return Field(description=says, json_schema_extra={"unit": unit} if unit else None, **more)
+
+
+Name = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Length = Literal["1m", "1h", "1d"]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class DeviceData(_Document):
+    """Readings as they came; several of one device with the same time are one: the first."""
+
+    device_id: Name = field("the device")
+    timestamp: datetime = field("event time")
+    sensors: dict[str, float | None] = field("name → value; null where the sensor had none", "the sensor's own")
+    metadata: dict[str, Any] = field("what else came with it; left out where MongoDB cannot hold it", default={})
+    stored_at: datetime | None = field("when it was stored; documents of layout 0 lack it", default=None)
+
+
+class Prediction(_Document):
+    """What was expected of a reading, and how far off it was: records of `flead.predictions`."""
+
+    device_id: Name = field("the device")
+    timestamp: datetime = field("event time of the reading")
+    cohort: str | None = field("the device's cohort", default=None)
+    observed: dict[str, Any] | None = field("name → value", "the sensor's own", default=None)
+    expected: dict[str, Any] | None = field(
+        "what was forecast for this reading; null for a device's first", "the sensor's own", default=None
+    )
+    forecast: dict[str, Any] | None = field("for the next reading", "the sensor's own", default=None)
+    error: float | None = field("mean absolute residual, each cut at 8", "standard deviations", default=None)
+    anomaly_score: float | None = field("1 - p", "in [0, 1)", default=None)
+    is_anomaly: bool | None = field("whether it raised an alert", default=None)
+    sensor: str | None = field("the strangest sensor", default=None)
+    kind: str | None = field("in which way it is strange", default=None)
+    model_version: int | None = field("round whose global model the device last adopted; 0: none", default=None)
+    samples_seen: int | None = field("the device's training counter", "readings", default=None)
+    produced_ms: int | None = field("when the reading was sent", "ms since 1970", default=None)
+    stored_at: datetime | None = field("when it was stored; documents of layout 0 lack it", default=None)
+
+
+class Alert(_Document):
+    """Readings whose score is an anomaly: records of `flead.alerts`."""
+
+    device_id: Name = field("the device")
+    timestamp: datetime = field("event time of the reading")
+    cohort: str | None = field("the device's cohort", default=None)
+    kind: str | None = field("in which way it is strange", default=None)
+    sensor: str | None = field("the strangest sensor; null where it is the whole device", default=None)
+    observed: float | None = field("what came", "the sensor's own", default=None)
+    expected: float | None = field("what was forecast", "the sensor's own", default=None)
+    anomaly_score: float | None = field("1 - p", "in [0, 1)", default=None)
+    stored_at: datetime | None = field("when it was stored; documents of layout 0 lack it", default=None)
+
+
+class DeadLetter(_Document):
+    """What was refused anywhere, and why: records of `flead.dead-letters`."""
+
+    reason: str = field("the code of `flead.errors.Reason`")
+    source: dict[str, Any] = field("`topic`, `partition` and `offset`; of a file its path, 0 and the line")
+    timestamp: datetime = field("when it was refused")
+    detail: str | None = field("one line for people", default=None)
+    payload_base64: str | None = field("the bytes as they came, up to 1,500,000", default=None)
+    size: int | None = field("of the whole record", "bytes", default=None)
+    sha256: str | None = field("of the whole record", default=None)
+    truncated: bool | None = field("whether the payload is only its beginning", default=None)
+    stored_at: datetime | None = field("when it was stored; documents of layout 0 lack it", default=None)
+
+
+class Weights(_Document):
+    """A network's parameters."""
+
+    weights: list[Any] = field("layer l is (n_in, n_out)")
+    biases: list[Any] = field("layer l is (n_out,)")
+    architecture: dict[str, Any] = field("sizes of the layers")
+
+
+class LocalModel(_Document):
+    """Local updates, pending or used by a round."""
+
+    device_id: Name = field("the device")
+    timestamp: datetime = field("event time of its last reading")
+    cohort: Name = field("the device's cohort")
+    received_at: datetime = field("when the server took it in")
+    weights: Weights = field("the device's network")
+    sample_count: int = field("learned from since the device's previous update", "readings", ge=1)
+    samples_seen: Count | None = field("the device's training counter; null: it did not say", "readings")
+    base_version: Count | None = field("the round that the device began from; null: it did not say")
+    sensors: list[Name] | None = field("what the network's inputs are made of; null: it did not say", default=None)
+    round: Count | None = field("the round that used it; null: pending")
+
+
+class GlobalRound(_Document):
+    """Rounds, each with the global model that it made."""
+
+    cohort: Name = field("whose model it is")
+    round: int = field("its number", ge=1)
+    timestamp: datetime = field("when it was made")
+    weights: Weights = field("the merged network")
+    num_devices: Count = field("devices that took part", "devices")
+    total_samples: Count = field("that its updates learned from", "readings")
+    aggregation_strategy: str = field("how the updates were merged")
+    devices: list[dict[str, Any]] = field("`device_id`, `samples`, `updates`, `samples_seen` of each")
+    published_at: datetime | None = field("when Kafka confirmed it; null: not yet")
+
+
+class SensorWindow(_Document):
+    """One sensor in a window."""
+
+    count: Count = field("values", "readings")
+    missing: Count = field("readings without a value", "readings")
+    sum: float = field("of the values", "the sensor's own")
+    sum_squares: float = field("of the values", "the sensor's own, squared")
+    mean: float | None = field("null without values", "the sensor's own")
+    min: float | None = field("null without values", "the sensor's own")
+    max: float | None = field("null without values", "the sensor's own")
+
+
+class WindowAggregate(_Document):
+    """Readings and predictions of a device, or of a cohort, summed over a window of event time."""
+
+    window: Length = field("its length")
+    scope: Literal["device", "cohort"] = field("what it sums")
+    device_id: Name | None = field("the device; null where it is a cohort's")
+    cohort: Name = field("the cohort")
+    start: datetime = field("its first instant")
+    end: datetime = field("the first instant after it")
+    stored_at: datetime = field("when it was last written")
+    readings: Count = field("that came", "readings")
+    devices: Count = field("that sent any", "devices")
+    sensors: dict[str, SensorWindow] = field("name → its figures")
+    errors: Count = field("readings with an error", "readings")
+    error: float | None = field("their mean error", "standard deviations")
+    anomalies: Count = field("that raised an alert", "readings")
+    uptime: Share = field("share of the window in which readings came", "in [0, 1]")
+    loss: Share | None = field("share of the expected readings that did not come; null: unknown", "in [0, 1]")
+    expected: Count | None = field("that should have come; null: unknown", "readings", default=None)
+    late: Count = field("that came after the watermark", "readings", default=0)
+    scores: list[dict[str, Any]] = field(
+        "`version`, `count`, `error` and `persistence` (sums) of each global model; devices' minutes only", default=[]
+    )
+
+
+class SharedAnomaly(_Document):
+    """Anomalies that belong together: of several devices of a cohort at once, or of one."""
+
+    cohort: Name = field("the cohort")
+    start: datetime = field("of the first anomaly")
+    end: datetime = field("of the last")
+    stored_at: datetime = field("when it was last written")
+    kind: Literal["shared", "single"] = field("of several devices, or of one")
+    devices: list[Name] = field("the devices")
+    sensors: list[str] = field("the sensors named by their anomalies")
+    count: Count = field("anomalies in it", "readings")
+    score: Share = field("the highest anomaly score", "in [0, 1]")
+
+
+class ModelScore(_Document):
+    """How well a version of the global model does on the live stream, by window."""
+
+    cohort: Name = field("whose model it is")
+    version: Count = field("the round")
+    window: Length = field("the window's length")
+    start: datetime = field("the window's first instant")
+    stored_at: datetime = field("when it was last written")
+    devices: Count = field("that it was scored on", "devices")
+    count: Count = field("that it was scored on", "readings")
+    error: float | None = field("mean absolute residual", "standard deviations")
+    persistence: float | None = field("the same of the forecast that nothing changes", "standard deviations")
+    skill: float | None = field("1 - error / persistence; null where that is 0")
+
+
+class AnalysisDay(_Document):
+    """The batch analysis of one device's day."""
+
+    source: Name = field("which data")
+    day: datetime = field("00:00 UTC")
+    shard: Count = field("the part of the fleet that was looked at in one go")
+    mark: str = field("tells the readings it was made of, and the way, from others")
+    device_id: Name = field("the device")
+    cohort: str = field("its cohort")
+    version: Count = field("layout of the facts")
+    stored_at: datetime = field("when it was last written")
+    facts: dict[str, Any] = field("what was found")
+
+
+class AnalysisEvaluation(_Document):
+    """One version of a global model, judged on a part of the fleet on one day."""
+
+    source: Name = field("which data")
+    day: datetime = field("00:00 UTC")
+    shard: Count = field("the part of the fleet")
+    mark: str = field("tells the readings it was made of, and the way, from others")
+    key: Name = field("the model: `_id` in global_model")
+    weights_mark: str = field("tells its weights from others")
+    cohort: Name = field("whose model it is")
+    model: Count = field("its version")
+    version: Count = field("layout of the facts")
+    stored_at: datetime = field("when it was last written")
+    facts: dict[str, Any] = field("what was found")
+
+
+class AnalysisReport(_Document):
+    """Reports of the batch analysis."""
+
+    source: Name = field("which data")
+    created: datetime = field("when it was made")
+    version: Count = field("layout of the report")
+    report: dict[str, Any] = field("what `report.json` holds")
+
+
+class SchemaVersion(_Document):
+    """One document: the layout of this database, and who is changing it."""
+
+    version: Count = field("the last migration that was applied")
+    changed_at: datetime | None = field("when it was", default=None)
+    lock: dict[str, Any] | None = field("`owner` and `until` of who brings it up to date; null: nobody", default=None)
+    restoring: dict[str, Any] | None = field("`file` and `since` of a restore that has not ended", default=None)
+
+
+class Operand(Enum):
+    """What stands in a query's filter where the asker gives something."""
+
+    VALUE = "a value"
+    RANGE = "a range"
+
+
+VALUE, RANGE = Operand.VALUE, Operand.RANGE
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index: field → `UP` or `DOWN`."""
+
+    name: str
+    keys: Mapping[str, int]
+    unique: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question that the code, a dashboard or a report asks; every one is served by an index."""
+
+    asks: str
+    filter: Mapping[str, Any]
+    sort: Mapping[str, int]
+    only: tuple[str, ...] = ()
+    """The fields it wants, where the index alone answers: no document is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One collection."""
+
+    name: str
+    model: type[BaseModel]
+    key: str
+    """What its `_id` is made of."""
+    indexes: tuple[Index, ...] = ()
+    queries: tuple[Query, ...] = ()
+    expires_from: str | None = None
+    """The date that retention counts from, which is when a thing was stored; None: it may not expire."""
+    keep_days: float | None = None
+    """How long documents are kept; None: for ever. Comes from the settings."""
+
+
+_BY_DEVICE = Index("device_time", {"device_id": UP, "timestamp": DOWN})
+_BY_TIME = Index("time", {"timestamp": DOWN})
+_OF_DEVICE = Query("a device, newest first", {"device_id": VALUE, "timestamp": RANGE}, {"timestamp": DOWN})
+_OF_ALL = Query("all devices, newest first", {"timestamp": RANGE}, {"timestamp": DOWN})
+_REPLAY = Query("all devices, as it happened", {"timestamp": RANGE}, {"timestamp": UP})
+_WHEN = Query("when each device was heard", {}, {"device_id": UP, "timestamp": DOWN}, ("device_id", "timestamp"))
+
+COLLECTIONS: tuple[Collection, ...] = (
+    Collection(
+        "device_data",
+        DeviceData,
+        "device@time",
+        (_BY_DEVICE, _BY_TIME),
+        (_OF_DEVICE, _OF_ALL, _REPLAY, _WHEN),
+        "stored_at",
+    ),
+    Collection(
+        "local_models",
+        LocalModel,
+        "device@time",
+        (
+            Index("device_received", {"device_id": UP, "received_at": DOWN, "timestamp": DOWN}),
+            Index("cohort_round", {"cohort": UP, "round": UP, "received_at": UP}),
+            Index("pending", {"round": UP, "received_at": UP}),
+        ),
+        (
+            Query("the newest of a device", {"device_id": VALUE}, {"received_at": DOWN, "timestamp": DOWN}),
+            Query("pending ones of a cohort", {"cohort": VALUE, "round": None}, {"received_at": UP}),
+            Query("pending ones", {"round": None}, {"received_at": UP}),
+        ),
+        "received_at",
+    ),
+    Collection(
+        "global_model",
+        GlobalRound,
+        "cohort#round",
+        (Index("cohort_round", {"cohort": UP, "round": DOWN}, unique=True),),
+        (
+            Query("a cohort's history", {"cohort": VALUE}, {"round": DOWN}),
+            Query("the newest of each cohort", {}, {"cohort": UP, "round": DOWN}),
+        ),
+    ),
+    Collection(
+        "predictions", Prediction, "device@time", (_BY_DEVICE, _BY_TIME), (_OF_DEVICE, _OF_ALL, _REPLAY), "stored_at"
+    ),
+    Collection(
+        "alerts",
+        Alert,
+        "device@time",
+        (_BY_DEVICE, _BY_TIME, Index("cohort_time", {"cohort": UP, "timestamp": UP})),
+        (
+            _OF_DEVICE,
+            _OF_ALL,
+            Query("a cohort's, as it happened", {"cohort": VALUE, "timestamp": RANGE}, {"timestamp": UP}),
+        ),
+        "stored_at",
+    ),
+    Collection(
+        "dead_letters",
+        DeadLetter,
+        "topic/partition/offset",
+        (Index("reason_time", {"reason": UP, "timestamp": DOWN}), _BY_TIME),
+        (
+            Query("of one reason, newest first", {"reason": VALUE}, {"timestamp": DOWN}),
+            Query("all, newest first", {"timestamp": RANGE}, {"timestamp": DOWN}),
+        ),
+        "stored_at",
+    ),
+    Collection(
+        "window_aggregates",
+        WindowAggregate,
+        "window/scope/name@start",
+        (
+            Index("device_window", {"device_id": UP, "window": UP, "start": DOWN}),
+            Index("window_scope", {"window": UP, "scope": UP, "start": DOWN, "cohort": UP}),
+        ),
+        (
+            Query("a device's windows", {"device_id": VALUE, "window": VALUE, "start": RANGE}, {"start": DOWN}),
+            Query("a device's windows, to be rolled up", {"device_id": VALUE, "window": "1m", "start": RANGE}, {}),
+            Query("windows of all devices", {"window": VALUE, "scope": "device", "start": RANGE}, {"start": DOWN}),
+            Query("windows of all cohorts", {"window": VALUE, "scope": "cohort", "start": RANGE}, {"start": DOWN}),
+            Query(
+                "a cohort's windows",
+                {"window": VALUE, "scope": "cohort", "start": RANGE, "cohort": VALUE},
+                {"start": DOWN},
+            ),
+            Query(
+                "a cohort's device windows of one time, to be rolled up",
+                {"window": VALUE, "scope": "device", "start": VALUE, "cohort": VALUE},
+                {},
+            ),
+        ),
+        "stored_at",
+    ),
+    Collection(
+        "shared_anomalies",
+        SharedAnomaly,
+        "cohort@start/device",
+        (
+            Index("time", {"start": DOWN}),
+            Index("kind_time", {"kind": UP, "start": DOWN}),
+            Index("device_time", {"devices": UP, "start": DOWN}),
+            Index("cohort_time", {"cohort": UP, "start": DOWN}),
+        ),
+        (
+            Query("all, newest first", {"start": RANGE}, {"start": DOWN}),
+            Query("of one kind, newest first", {"kind": VALUE, "start": RANGE}, {"start": DOWN}),
+            Query("of a device, newest first", {"devices": VALUE}, {"start": DOWN}),
+            Query("of a cohort", {"cohort": VALUE, "start": RANGE}, {"start": DOWN}),
+        ),
+        "stored_at",
+    ),
+    Collection(
+        "model_scores",
+        ModelScore,
+        "cohort#version/window@start",
+        (
+            Index("version_time", {"cohort": UP, "version": UP, "start": DOWN}),
+            Index("cohort_time", {"cohort": UP, "start": DOWN}),
+        ),
+        (
+            Query("one version", {"cohort": VALUE, "version": VALUE, "start": RANGE}, {"start": DOWN}),
+            Query("all versions of a cohort", {"cohort": VALUE, "start": RANGE}, {"start": DOWN}),
+        ),
+        "stored_at",
+    ),
+    Collection(
+        "analysis_days",
+        AnalysisDay,
+        "source/day/device",
+        (
+            Index("source_unit", {"source": UP, "day": UP, "shard": UP, "mark": UP}),
+            Index("source_day", {"source": UP, "day": UP, "device_id": UP}),
+            Index("source_device", {"source": UP, "device_id": UP, "day": UP}),
+        ),
+        (
+            Query("what has been looked at", {"source": VALUE}, {}, ("day", "shard", "mark")),
+            Query("a part of the fleet on a day", {"source": VALUE, "day": VALUE, "shard": VALUE}, {}),
+            Query("days of a source", {"source": VALUE, "day": RANGE}, {"day": UP, "device_id": UP}),
+            Query("days of a device", {"source": VALUE, "device_id": VALUE}, {"day": UP}),
+        ),
+        "stored_at",
+    ),
+    Collection(
+        "analysis_evaluations",
+        AnalysisEvaluation,
+        "source/day/shard/cohort#model",
+        (Index("source_unit", {"source": UP, "day": UP, "shard": UP, "mark": UP, "key": UP, "weights_mark": UP}),),
+        (
+            Query("what has been judged", {"source": VALUE}, {}, ("day", "shard", "mark", "key", "weights_mark")),
+            Query("days of a source", {"source": VALUE, "day": RANGE}, {"day": UP}),
+            Query("days of some models", {"source": VALUE, "day": RANGE, "key": VALUE}, {"day": UP}),
+        ),
+        "stored_at",
+    ),
+    Collection(
+        "analysis_reports",
+        AnalysisReport,
+        "source@created",
+        (Index("source_created", {"source": UP, "created": DOWN}),),
+        (Query("the newest of a source", {"source": VALUE}, {"created": DOWN}),),
+        "created",
+    ),
+    Collection("schema_version", SchemaVersion, "`schema`"),
+)
