@@ -16,10 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.detection.__main__ import write
+from benchmarks.detection.__main__ import LEARNING
 from benchmarks.detection.data import folder, intel_days
 from benchmarks.machine import describe
-from benchmarks.report import keep, table
+from benchmarks.report import keep, table, write
 from data.frames import Frame
 from flead.evaluation import COLD_METHODS, METHODS, Plan, Series, evaluate
 from flead.learner_config import LearnerConfig
@@ -77,7 +77,8 @@ def main() -> None:
         print(tables[-1], end="\n\n", flush=True)
     keep(asked.json, report)
     if asked.write:
-        write("forecasting", "\n\n".join(tables) + f"\n\n`python -m benchmarks.forecasting --write` on {describe()}.")
+        text = "\n\n".join(tables)
+        write(LEARNING, "forecasting", text + f"\n\n`python -m benchmarks.forecasting --write` on {describe()}.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,14 @@ def keep(path: Path | None, report: dict[str, Any]) -> None:
     """Write a report as JSON where a file was named."""
     if path is not None:
         path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def write(path: Path, section: str, text: str) -> None:
+    """Put a text between a document's `<!-- section -->` and `<!-- /section -->`; ends where it has none."""
+    whole = path.read_text()
+    opening, closing = f"<!-- {section} -->", f"<!-- /{section} -->"
+    before, _, rest = whole.partition(opening)
+    _, found, after = rest.partition(closing)
+    if not found:
+        sys.exit(f"{path} has no {opening} ... {closing}")
+    path.write_text(f"{before}{opening}\n\n{text}\n\n{closing}{after}")

@@ -203,7 +203,7 @@ def evaluate(
         old, new = before[name], after[name]
         warm = _task(joined(old, new), config)
         split = len(old.times)
-        known.append(_examples(_task(old, config)))
+        known.append(examples_of(old, config))
         tasks.append(warm[slice(split, None)])
         fresh, hour = _task(new, config), new.times < new.times[0] + HOUR
         cold_known.append(_examples(fresh[hour]))
@@ -316,6 +316,11 @@ def _earlier_day(series: Series, changes: Vector) -> Vector:
         earlier = _value_at(known, series.times[rows] - days * DAY, 60.0)
         past[rows] = np.where(np.isnan(past[rows]), earlier, past[rows])
     return np.nan_to_num(past, nan=0.0)
+
+
+def examples_of(series: Series, config: LearnerConfig) -> Examples:
+    """What a model can be taught of a device's readings."""
+    return _examples(_task(series, config))
 
 
 def _examples(task: Task) -> Examples:

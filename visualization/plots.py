@@ -1,17 +1,13 @@
 """Pictures of what was found: PNG or SVG bytes, and one HTML page that needs nothing else.
 
-Pure functions of data. Matplotlib is imported when first needed, without its global state (`pyplot`). The colours are
-those of Okabe and Ito (2008, "Color Universal Design"), which people with any colour vision tell apart.
+Pure functions of data; `page` holds what all pages share.
 """
 
 from __future__ import annotations
 
 import html
 import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flead.errors import BadConfiguration
+from visualization.page import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    Section,
+    as_dates,
+    drawing_style,
+    is_known,
+    new_figure,
+    page,
+    time_axis,
+    with_unit,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,9 +41,6 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float64]
 Kind = Literal["png", "svg"]
 
-INK, FAINT = "#24292f", "#8b949e"
-"""Text and axes, and what should not be looked at; a page shows the ink in its own text colour."""
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 METHODS: Mapping[str, tuple[str, str]] = {
     "persistence": (FAINT, "no change is expected"),
     "seasonal": (SKY, "the change of an earlier day at the same time"),
@@ -40,8 +51,6 @@ METHODS: Mapping[str, tuple[str, str]] = {
     "centralised": (RED, "one model on everybody's data, for comparison"),
 }
 """Colour and explanation of each method."""
-UNITS: Mapping[str, str] = {"temperature": "°C", "humidity": "%", "light": "lx", "voltage": "V"}
-
 WORST_SHOWN = -0.25
 """Skills below it are drawn at the edge: a model that failed must not squeeze the others together."""
 MOST_SENSORS, MOST_DEVICES, MOST_PANELS = 12, 12, 60
@@ -110,7 +119,7 @@ def skill_by_method(report: Mapping[str, Any]) -> Figure:
         skills, bounds = report["skill"][horizon][sensor], report["skill_interval_95"][horizon][sensor]
         for y, method in enumerate(methods):
             value, (low, high) = skills[method], bounds[method]
-            if not _known(value):
+            if not is_known(value):
                 continue
             colour = METHODS[method][0]
             shown = max(value, WORST_SHOWN)
@@ -130,7 +139,7 @@ def skill_by_device(report: Mapping[str, Any]) -> Figure:
         rng = np.random.default_rng(0)
         for y, method in enumerate(methods):
             known = [each[horizon][sensor][method] for each in by_device.values()]
-            values = np.array([value for value in known if _known(value)])
+            values = np.array([value for value in known if is_known(value)])
             if not values.size:
                 continue
             shown, colour = np.maximum(values, WORST_SHOWN), METHODS[method][0]
@@ -146,7 +155,7 @@ def cold_start(report: Mapping[str, Any]) -> Figure:
     """Skill on a device of which one hour is known, by horizon and sensor."""
     found = report["skill"]["cold_start"]
     horizons, sensors = list(found), list(next(iter(found.values())))[:MOST_SENSORS]
-    figure = _figure(8.5, 0.8 + 0.42 * len(sensors) * ((len(horizons) + 1) // 2))
+    figure = new_figure(8.5, 0.8 + 0.42 * len(sensors) * ((len(horizons) + 1) // 2))
     grid = figure.subplots(1, len(horizons), sharey=True, squeeze=False)[0]
     for axes, horizon in zip(grid, horizons, strict=True):
         methods = [method for method in next(iter(found[horizon].values())) if method != "persistence"]
@@ -154,7 +163,7 @@ def cold_start(report: Mapping[str, Any]) -> Figure:
             height = 0.7 / len(methods)
             for i, sensor in enumerate(sensors):
                 value = found[horizon][sensor][method]
-                if _known(value):
+                if is_known(value):
                     y = i + (j - (len(methods) - 1) / 2) * height
                     label = method if i == 0 else None
                     axes.barh(y, max(value, WORST_SHOWN), height * 0.9, color=METHODS[method][0], label=label)
@@ -172,7 +181,7 @@ def cold_start(report: Mapping[str, Any]) -> Figure:
 def skill_by_round(report: Mapping[str, Any]) -> Figure:
     """Mean skill of the global model after each round."""
     rounds = [np.nan if value is None else value for value in report["skill_by_round"]]
-    figure = _figure(8.5, 2.6)
+    figure = new_figure(8.5, 2.6)
     axes = figure.subplots()
     axes.plot(range(1, len(rounds) + 1), rounds, color=BLUE, marker="o", markersize=3)
     axes.axhline(0.0, color=FAINT, linewidth=1)
@@ -185,18 +194,18 @@ def skill_by_round(report: Mapping[str, Any]) -> Figure:
 def forecasts_beside_truth(devices: Sequence[Forecasts]) -> Figure:
     """What was forecast and what came, some hours of a few devices; forecasts stand at the time they were made for."""
     sensors = devices[0].sensors[:4]
-    figure = _figure(8.5, 1.5 * len(devices) * len(sensors) + 0.6)
+    figure = new_figure(8.5, 1.5 * len(devices) * len(sensors) + 0.6)
     grid = figure.subplots(len(devices) * len(sensors), 1, squeeze=False)[:, 0]
     for k, each in enumerate(devices):
-        moments, ahead = _moments(each.times), _moments(each.times + each.horizon_s)
+        moments, ahead = as_dates(each.times), as_dates(each.times + each.horizon_s)
         for j, sensor in enumerate(sensors):
             axes = grid[k * len(sensors) + j]
             axes.plot(moments, each.values[:, j], color=INK, linewidth=1, label="measured")
             for method, values in each.forecasts.items():
                 axes.plot(ahead, values[:, j], color=METHODS[method][0], linewidth=1, alpha=0.9, label=method)
             axes.set_title(each.device, loc="left") if j == 0 else None
-            axes.set_ylabel(_with_unit(sensor))
-            _time_axis(axes)
+            axes.set_ylabel(with_unit(sensor))
+            time_axis(axes)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
     return figure
 
@@ -207,32 +216,32 @@ def alarms_figure(devices: Sequence[Alarms]) -> Figure:
     strangest = sorted(devices, key=lambda d: (-int(d.is_anomaly.sum()), -float(d.score.max()), d.device))[:most]
     drawn = [(device, _sensors_shown(device)) for device in strangest]
     rows = sum(len(shown) + 1 for _, shown in drawn)
-    figure = _figure(12.0, 1.25 * rows + 0.5)
+    figure = new_figure(12.0, 1.25 * rows + 0.5)
     grid = iter(figure.subplots(rows, 1, squeeze=False)[:, 0])
     for device, shown in drawn:
-        span = (_moments(device.times[:1])[0], _moments(device.times[-1:])[0])
+        span = (as_dates(device.times[:1])[0], as_dates(device.times[-1:])[0])
         for j in shown:
             axes = next(grid)
             values = device.values[:, j]
             rows_ = thinned(device.times, values)
             style = {"marker": "."} if len(rows_) < 3 else {}
-            axes.plot(_moments(device.times[rows_]), values[rows_], color=BLUE, linewidth=0.8, **style)
+            axes.plot(as_dates(device.times[rows_]), values[rows_], color=BLUE, linewidth=0.8, **style)
             _mark(axes, device, j, values)
-            axes.set_ylabel(_with_unit(device.sensors[j]))
+            axes.set_ylabel(with_unit(device.sensors[j]))
             axes.set_title(f"{device.device}: {int(device.is_anomaly.sum()):,} alarms", loc="left") if j == shown[
                 0
             ] else None
-            _time_axis(axes, span, labels=False)
+            time_axis(axes, span, labels=False)
         axes = next(grid)
         surprise = -np.log10(np.maximum(1.0 - device.score, 1e-17))
         rows_ = thinned(device.times, surprise)
-        axes.plot(_moments(device.times[rows_]), surprise[rows_], color=FAINT, linewidth=0.8)
+        axes.plot(as_dates(device.times[rows_]), surprise[rows_], color=FAINT, linewidth=0.8)
         at = np.flatnonzero(device.is_anomaly)
         at = at[thinned(device.times[at], surprise[at])] if at.size else at
-        axes.plot(_moments(device.times[at]), surprise[at], ".", color=RED, markersize=4)
+        axes.plot(as_dates(device.times[at]), surprise[at], ".", color=RED, markersize=4)
         axes.set_ylabel("surprise")
         axes.set_ylim(bottom=0.0)
-        _time_axis(axes, span)
+        time_axis(axes, span)
     figure.supxlabel("time, UTC; surprise is -log10(1 - anomaly score); dots: alarms", fontsize=8)
     return figure
 
@@ -240,7 +249,7 @@ def alarms_figure(devices: Sequence[Alarms]) -> Figure:
 def render(make: Callable[[], Figure], kind: Kind) -> bytes:
     """Draw a figure: PNG (white, 110 dpi) or SVG (texts stay text)."""
     out = io.BytesIO()
-    with _style():
+    with drawing_style():
         make().savefig(out, format=kind, dpi=110, facecolor="white", metadata={"Date": None} if kind == "svg" else None)
     return out.getvalue()
 
@@ -267,25 +276,6 @@ def check_suffix(suffix: str) -> None:
     """Refuse what `alarms_file` cannot write, before anything is computed."""
     if suffix not in (".png", ".svg", ".html"):
         raise BadConfiguration(f"--plot writes .png, .svg or .html, not {suffix or 'a file without a suffix'}")
-
-
-Section = tuple[str, str, "Callable[[], Figure] | str"]
-"""Title, a line of text, and a figure or a piece of HTML."""
-
-
-def page(title: str, sections: Sequence[Section]) -> str:
-    """One HTML page with its figures inside: nothing is fetched, and it reads on light and on dark."""
-    parts = []
-    for number, (heading, text, content) in enumerate(sections):
-        body = content if isinstance(content, str) else f"<figure>{_inline(content, number)}</figure>"
-        parts.append(
-            "<section>"
-            + (f"<h2>{html.escape(heading)}</h2>" if heading else "")
-            + (f"<p>{html.escape(text)}</p>" if text else "")
-            + body
-            + "</section>"
-        )
-    return _PAGE.format(title=html.escape(title), sections="\n".join(parts))
 
 
 def evaluation_page(report: Mapping[str, Any], forecasts: Sequence[Forecasts] = ()) -> str:
@@ -326,7 +316,7 @@ def _panels(report: Mapping[str, Any], draw: Callable[[Axes, str, str, Sequence[
     methods = [method for method in METHODS if method in report["methods"] and method != "persistence"]
     across = min(4, len(sensors))
     lines = [(h, sensors[i : i + across]) for h in report["horizons"] for i in range(0, len(sensors), across)]
-    figure = _figure(2.2 * across + 1.2, (0.32 * len(methods) + 0.75) * len(lines))
+    figure = new_figure(2.2 * across + 1.2, (0.32 * len(methods) + 0.75) * len(lines))
     grid = figure.subplots(len(lines), across, squeeze=False, sharey=True)
     for row, (horizon, shown) in zip(grid, lines, strict=True):
         for axes in row[len(shown) :]:
@@ -359,83 +349,11 @@ def _mark(axes: Axes, device: Alarms, j: int, values: Vector) -> None:
         return
     at = at[thinned(device.times[at], values[at])]
     there = np.isfinite(values[at])
-    axes.plot(_moments(device.times[at[there]]), values[at[there]], "o", color=RED, markersize=3.5)
+    axes.plot(as_dates(device.times[at[there]]), values[at[there]], "o", color=RED, markersize=3.5)
     foot = np.zeros(int((~there).sum()))
     axes.plot(
-        _moments(device.times[at[~there]]), foot, "^", color=RED, markersize=4, transform=axes.get_xaxis_transform()
+        as_dates(device.times[at[~there]]), foot, "^", color=RED, markersize=4, transform=axes.get_xaxis_transform()
     )
-
-
-def _time_axis(axes: Axes, span: tuple[Any, Any] | None = None, *, labels: bool = True) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator()  # type: ignore[no-untyped-call]
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=labels))  # type: ignore[no-untyped-call]
-    if span and span[0] < span[1]:
-        axes.set_xlim(*span)
-    axes.tick_params(labelbottom=labels)
-
-
-def _moments(times: Vector) -> NDArray[Any]:
-    """In the form that Matplotlib draws as dates, UTC."""
-    moments: NDArray[Any] = np.round(times * 1e6).astype("datetime64[us]")
-    return moments
-
-
-def _with_unit(sensor: str) -> str:
-    name = sensor if len(sensor) <= 18 else sensor[:17] + "…"
-    return f"{name}, {UNITS[sensor]}" if sensor in UNITS else name
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and bool(np.isfinite(value))
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib as mpl
-
-    settings: Any = {
-        "font.family": "sans-serif",
-        "font.size": 8.0,
-        "axes.titlesize": 8.5,
-        "axes.labelsize": 8.0,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": FAINT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.facecolor": "none",
-        "svg.fonttype": "none",
-        "svg.hashsalt": "flead",
-        "text.parse_math": False,
-        "timezone": "UTC",
-        "axes.formatter.useoffset": False,
-    }
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a device's name may be in a script that the font lacks
-        yield
-
-
-def _inline(make: Callable[[], Figure], number: int) -> str:
-    """A figure as SVG inside a page: its ids are its own, its ink is the page's."""
-    out = io.BytesIO()
-    with _style():
-        make().savefig(out, format="svg", facecolor="none", metadata={"Date": None})
-    svg = out.getvalue().decode()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{number}-", svg)
-    return svg.replace(INK, "currentColor").replace("'DejaVu Sans', ", "")
 
 
 def _what(report: Mapping[str, Any]) -> str:
@@ -455,7 +373,7 @@ def _mean_table(report: Mapping[str, Any]) -> str:
     for method in report["methods"]:
         cells = [means[horizon].get(method) for horizon in report["horizons"]]
         cells += [cold[horizon].get(method) for horizon in report["horizons"]]
-        shown = "".join(f"<td>{value:.3f}</td>" if _known(value) else "<td></td>" for value in cells)
+        shown = "".join(f"<td>{value:.3f}</td>" if is_known(value) else "<td></td>" for value in cells)
         lines.append(f"<tr><th>{html.escape(method)}</th>{shown}</tr>")
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
@@ -483,30 +401,3 @@ def _facts(report: Mapping[str, Any]) -> str:
         "remarks": "; ".join(report.get("remarks", ())) or "none",
     }
     return "<dl>" + "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()) + "</dl>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --ink: #24292f; --paper: #ffffff; --rule: #d0d7de; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e6edf3; --paper: #0d1117; --rule: #30363d; }} }}
-body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 70rem;
-  margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
-figure {{ margin: 1rem 0; overflow-x: auto; }} svg {{ max-width: 100%; height: auto; }}
-table {{ border-collapse: collapse; }} th, td {{ padding: .25rem .9rem .25rem 0; text-align: right; }}
-th:first-child {{ text-align: left; }} thead th {{ border-bottom: 1px solid var(--rule); font-weight: 600; }}
-dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }}
-dd {{ margin: 0; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{sections}
-</body>
-</html>
-"""

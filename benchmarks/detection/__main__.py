@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.progress import track
 from benchmarks.detection import data, intel, nab
 from benchmarks.detection.scored import COMPETITORS, Scorer, ours, outcomes
 from benchmarks.machine import describe
-from benchmarks.report import keep, table
+from benchmarks.report import keep, table, write
 from config.settings import PROJECT
 from flead.metrics import detection, f1_at
 
@@ -158,18 +157,11 @@ def main() -> None:
             print(text, end="\n\n", flush=True)
     keep(asked.json, report)
     if asked.write:
-        write("detection", "\n\n".join(tables) + f"\n\n`python -m benchmarks.detection --write` on {describe()}.")
-
-
-def write(section: str, text: str, path: Path = LEARNING) -> None:
-    """Put a text between a document's `<!-- section -->` and `<!-- /section -->`."""
-    whole = path.read_text()
-    opening, closing = f"<!-- {section} -->", f"<!-- /{section} -->"
-    before, _, rest = whole.partition(opening)
-    _, found, after = rest.partition(closing)
-    if not found:
-        sys.exit(f"{path} has no {opening} ... {closing}")
-    path.write_text(f"{before}{opening}\n\n{text}\n\n{closing}{after}")
+        write(
+            LEARNING,
+            "detection",
+            "\n\n".join(tables) + f"\n\n`python -m benchmarks.detection --write` on {describe()}.",
+        )
 
 
 if __name__ == "__main__":
