@@ -69,7 +69,8 @@ def up(
     for_s: ForS = None,
     loop: Loop = True,
     without: Annotated[
-        list[str] | None, typer.Option("--without", help="Leave a service out: archive, producer. Repeatable.")
+        list[str] | None,
+        typer.Option("--without", help="Leave out: analytics, archive (then nothing is stored), producer. Repeatable."),
     ] = None,
     devices: Devices = 50,
     run_dir: RunDir = None,

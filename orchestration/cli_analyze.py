@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -69,12 +70,12 @@ def stream(run_dir: RunDir = None) -> None:
 
     Runs until it is stopped; killed at any moment it goes on where it was.
     """
-    from spark.streaming import run
-
     from orchestration.analyzing import spark_home
     from orchestration.cli_common import stop_event
+    from spark.streaming import run
 
     settings = settings_for(run_dir)
+    os.nice(5)  # what is stored a moment later harms nobody; a prediction that is late does
     run(settings, spark_home(settings), stop_event().is_set)
 
 

@@ -28,8 +28,8 @@ from storage.embedded import initiate, mongod_command
 JARS = PROJECT / ".jvm" / "jars"
 FREE_DISK_GB = 2.0
 _FLINK_PATH = re.compile(r"[\w./+@,=~-]+")
-OPTIONAL = ("archive", "producer")
-"""Services that a run may do without."""
+OPTIONAL = ("analytics", "archive", "producer")
+"""Services that a run may do without. Analytics store what flows; without them, the small archive does."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,17 @@ def declare(settings: Settings, producer: list[str] | None, without: frozenset[s
         Part(Service("learner", flead_command("learn"), environment, None, (JobGivenUp.exit_code,), stop_limit_s=75))
     )
     if "archive" not in without:
-        parts.append(Part(Service("archive", flead_command("archive"), environment)))
+        parts.append(Part(_archive(without, environment)))
     if producer and "producer" not in without:
         parts.append(Part(Service("producer", producer, environment, final_exits=(0, 1))))
     return parts
+
+
+def _archive(without: frozenset[str], environment: dict[str, str]) -> Service:
+    """Who stores what flows: streaming analytics on Spark, or where nobody wants them, the small archive."""
+    if "analytics" in without:
+        return Service("archive", flead_command("archive"), environment)
+    return Service("analytics", flead_command("analyze", "stream"), environment, stop_limit_s=30)
 
 
 def _mongodb(settings: Settings) -> list[Part]:

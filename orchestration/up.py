@@ -92,7 +92,7 @@ class Run:
     def _start(self, supervisor: Supervisor, parts: list[Part]) -> None:
         """Start the servers side by side, wait until each is ready, then what uses them."""
         watcher = self._watcher
-        users = {"server", "learner", "archive", "producer"}
+        users = {"server", "learner", "archive", "analytics", "producer"}
         servers = [part for part in parts if part.service.name not in users]
         for part in servers:
             part.prepare()
@@ -114,8 +114,9 @@ class Run:
         self._say("waiting for the learning job")
         self._wait(supervisor, "learner", watcher.job_runs, JOB_LIMIT_S)
         watcher.mark("job_running")
-        if "producer" in names:
-            supervisor.start("producer")
+        for name in ("analytics", "producer"):  # Spark's start takes the cores that Flink's needs
+            if name in names:
+                supervisor.start(name)
         self._say(f"everything is up after {watcher.elapsed_s():.0f} s")
 
     def _wait(self, supervisor: Supervisor, name: str, ready: Callable[[], object], limit_s: float) -> None:
