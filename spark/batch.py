@@ -35,7 +35,7 @@ from flead.evaluation import Series
 from flead.learner_config import LearnerConfig
 from flead.messages import WeightsMessage, cohort_of
 from flead.network import Architecture, Vector
-from spark.history import DAY_US, ROWS, SEPARATOR, DeviceDay, History, mark_of
+from spark.history import DAY_US, ROWS, SEPARATOR, Counted, History, mark_of
 from spark.session import one_line
 from storage.connection import Document, connect, open_database
 from storage.history import HistoryRepository, Unit
@@ -86,15 +86,9 @@ class Plan:
     units: tuple[Unit, ...]
     work: tuple[Work, ...]
     shards: int
-    readings: int
 
 
-def plan(
-    history: History,
-    repository: HistoryRepository,
-    models: Sequence[Judge],
-    cohorts: Mapping[str, str] | None = None,
-) -> Plan:
+def plan(history: History, repository: HistoryRepository, models: Sequence[Judge]) -> Plan:
     """Find out which days are not done, or not with these readings.
 
     Raises
@@ -107,7 +101,7 @@ def plan(
     days = sorted(history.days(), key=lambda d: (d.day, d.device))
     if not days:
         raise BadDataset(f"{history.kind} {history.name} holds no readings: there is nothing to report on")
-    by_day: dict[int, list[DeviceDay]] = defaultdict(list)
+    by_day: dict[int, list[Counted]] = defaultdict(list)
     for device_day in days:
         by_day[device_day.day].append(device_day)
     largest = max(sum(d.count for d in of_day) for of_day in by_day.values())
@@ -128,7 +122,7 @@ def plan(
         facts = done.get(unit) != devices
         if facts or missing:
             work.append(Work(unit, facts, missing))
-    return Plan(tuple(units), tuple(work), shards, sum(d.count for d in days))
+    return Plan(tuple(units), tuple(work), shards)
 
 
 def shard_of(device: str, shards: int) -> int:

@@ -46,7 +46,7 @@ _MICROSECONDS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceDay:
+class Counted:
     """One day of one device: how many readings, and what tells them from others."""
 
     device: str
@@ -76,7 +76,7 @@ class History(ABC):
         return f"{self.kind}:{self.name}"
 
     @abstractmethod
-    def days(self) -> list[DeviceDay]:
+    def days(self) -> list[Counted]:
         """Every day of every device."""
 
     @abstractmethod
@@ -111,9 +111,9 @@ class _Parsed(History):
         mark = f.expr("bit_xor(xxhash64(time, names, values))")
         return self._kept.groupBy("device", _day().alias("day"), "reason").agg(f.count("*").alias("n"), mark).collect()
 
-    def days(self) -> list[DeviceDay]:
+    def days(self) -> list[Counted]:
         """Every day of every device."""
-        return [DeviceDay(row[0], row[1], row[3], row[4]) for row in self._counted if row[2] is None]
+        return [Counted(row[0], row[1], row[3], row[4]) for row in self._counted if row[2] is None]
 
     def rejected(self) -> dict[str, int]:
         """How many records were no readings, by reason."""
@@ -205,9 +205,9 @@ class MongoHistory(History):
         """The database."""
         return self.settings.mongodb.database
 
-    def days(self) -> list[DeviceDay]:
+    def days(self) -> list[Counted]:
         """Every day of every device, from an index; what a day's readings are is told by their count."""
-        return [DeviceDay(device, day, count, 0) for device, day, count in self.repository.days()]
+        return [Counted(device, day, count, 0) for device, day, count in self.repository.days()]
 
     def rejected(self) -> dict[str, int]:
         """The dead letters, by reason."""
