@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from config.settings import PROJECT, Settings
 from data.sources import open_dataset
 from flead.analysis.moments import arrays
-from flead.analysis.report import LAYOUT, DeviceDay, Judged, Model, fold
+from flead.analysis.report import LAYOUT, DeviceDay, Judged, Model, fold, summary
 from flead.errors import BadConfiguration
 from kafka.offsets import Offsets
 from kafka.topics import READINGS
@@ -192,7 +192,7 @@ def _report(
         previous=previous,
         remarks=_remarks(history, models, judged, todo.units),
     )
-    repository.store_report(history.source, created, LAYOUT, _kept(report))
+    repository.store_report(history.source, created, LAYOUT, summary(report))
     return report
 
 
@@ -209,11 +209,6 @@ def _remarks(history: History, models: Sequence[Model], judged: Sequence[Judged]
     if len({unit.day for unit in units}) == 1:
         remarks.append("one day only: drift needs at least two")
     return remarks
-
-
-def _kept(report: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a report in MongoDB: all but the large matrices, which can be made again from the days."""
-    return {name: part for name, part in report.items() if name != "correlation"}
 
 
 def _device_day(row: Document) -> DeviceDay:

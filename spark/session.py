@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
@@ -110,7 +111,7 @@ def _options(settings: SparkSettings, home: SparkHome) -> dict[str, str]:
         "spark.sql.warehouse.dir": str(home.folder / "warehouse"),
         **threads,
     }
-    if is_local(settings):
+    if is_local(settings) or urlsplit(settings.master or "").hostname in ("127.0.0.1", "localhost"):
         options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     return options
 

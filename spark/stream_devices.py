@@ -20,9 +20,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 from bson.raw_bson import RawBSONDocument
-from pymongo import ReplaceOne
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError
 from pyspark.sql import DataFrame
 from pyspark.sql.functions import col
 from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
@@ -30,9 +28,9 @@ from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
 from flead.errors import BadModel, Unavailable
 from flead.learner_config import LearnerConfig
 from flead.messages import cohort_of
-from spark.stream_mongo import Target, database_of
-from spark.stream_scores import Follower, Models, score
-from spark.stream_windows import MINUTE, DeviceWindows, Row, fold, fold_scores, is_name, read_row, values_of
+from spark.stream_mongo import Target, database_of, replace_all
+from spark.stream_scores import Find, Follower, Model, Models, score
+from spark.stream_windows import MINUTE, DeviceWindows, Row, cohort_key, fold, fold_scores, read_row, values_of
 from storage.connection import Document, translated
 
 log = logging.getLogger(__name__)
@@ -86,24 +84,22 @@ class Device:
         follower = Follower(tuple(sensors), job.learner, raw[at + n_windows :]) if sensors else None
         return cls(windows, follower)
 
-    def take(self, rows: Sequence[Row], job: Job, find: Models) -> tuple[set[tuple[str, float]], list[str]]:
+    def take(self, rows: Sequence[Row], job: Job, find: Find) -> tuple[set[tuple[str, float]], list[str]]:
         """Take predictions in the order they came; gives the windows that changed, and what could not be done."""
-        fresh = self.windows.fresh(rows)
-        if not fresh:
-            return set(), []
         before = self.windows.latest
-        counted, changed = self.windows.add(fresh)
+        taken, changed = self.windows.add(rows)
         notes: list[str] = []
         at = 0
-        while at < len(fresh):  # stretches with the same sensors: there is one, but where a device is rebuilt
+        while at < len(taken):  # stretches with the same sensors: there is one, but where a device is rebuilt
             end = at + 1
-            while end < len(fresh) and fresh[end].sensors == fresh[at].sensors:
+            while end < len(taken) and taken[end].sensors == taken[at].sensors:
                 end += 1
-            notes += self._score(fresh[at:end], counted[at:end], job, find)
+            notes += self._score(taken[at:end], job, find)
             at = end
         return changed | self.windows.complete(before), notes
 
-    def _score(self, rows: Sequence[Row], counted: Sequence[bool], job: Job, find: Models) -> Iterator[str]:
+    def _score(self, rows: Sequence[Row], job: Job, find: Find) -> Iterator[str]:
+        """Follow the device, and score the global models that its predictions name."""
         sensors = rows[0].sensors
         if self.follower is None or self.follower.sensors != sensors:
             self.follower = Follower(sensors, job.learner)
@@ -119,7 +115,7 @@ class Device:
                     "they are not scored"
                 )
                 continue
-            chosen = [i for i, row in enumerate(rows) if counted[i] and row.version == version]
+            chosen = [i for i, row in enumerate(rows) if row.version == version]
             try:
                 for part in score(asked, model, version, np.floor(times / MINUTE) * MINUTE, chosen):
                     self.windows.score(part.minute, part.version, part.count, part.error, part.persistence)
@@ -134,7 +130,7 @@ def models_of(target: Target) -> Models:
     return Models(lambda key: collection.find_one({"_id": key}, {"weights": 1}))
 
 
-def _patient(find: Models, cohort: str, version: int) -> Any:
+def _patient(find: Find, cohort: str, version: int) -> Model | None:
     """Look a model up; where MongoDB is away, for a while: then the micro-batch is done again from its beginning."""
     deadline = time.monotonic() + MODEL_WAIT_S
     while True:
@@ -276,26 +272,6 @@ def writing(target: Target) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.
     return work
 
 
-def replace_all(collection: Any, documents: Iterable[Any]) -> list[str]:
-    """Put documents in the place of those with their `_id`; gives a line for what MongoDB refuses for good."""
-    requests = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
-    if not requests:
-        return []
-    with translated():
-        try:
-            collection.bulk_write(requests, ordered=False)
-        except BulkWriteError as error:
-            wrong = error.details["writeErrors"]
-            if error.details["writeConcernErrors"] or any(item["code"] not in _OF_DOCUMENT for item in wrong):
-                raise
-            return [f"{len(wrong)} documents of {collection.name} are refused: {wrong[0]['errmsg']}"[:300]]
-    return []
-
-
-_OF_DOCUMENT = {2, 9, 14, 22, 52, 56, 57, 121, 10_334, 17_280}
-"""Codes by which the server speaks of a document, as in `storage.archive`."""
-
-
 def sum_cohorts(database: Database[Document], places: Iterable[Place]) -> list[str]:
     """Sum windows of cohorts anew from those of their devices, and the scores of their models from the minutes.
 
@@ -308,8 +284,11 @@ def sum_cohorts(database: Database[Document], places: Iterable[Place]) -> list[s
     for (window, cohort), starts in groups.items():
         for first in range(0, len(starts), _STARTS):
             by_start = _devices(database, window, cohort, starts[first : first + _STARTS])
-            found = [fold(rows) for rows in by_start.values()]
-            notes += replace_all(database["window_aggregates"], [row for row in found if row])
+            sums = [fold(rows) for rows in by_start.values()]
+            notes += replace_all(database["window_aggregates"], [row for row in sums if row])
+            empty = [cohort_key(window, cohort, start) for start in starts if start not in by_start]
+            with translated():  # its devices have all gone to another cohort
+                database["window_aggregates"].delete_many({"_id": {"$in": empty}})
             if window == "1m":
                 scores = [one for rows in by_start.values() for one in fold_scores(rows)]
                 notes += replace_all(database["model_scores"], scores)
@@ -330,6 +309,3 @@ def _devices(
         for row in database["window_aggregates"].find(query):
             by_start.setdefault(row["start"].timestamp(), []).append(row)
     return by_start
-
-
-__all__ = ["Job", "changes", "is_name", "sum_cohorts", "write"]

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import SecretStr
+from pymongo import ReplaceOne
 from pymongo.database import Database
+from pymongo.errors import BulkWriteError
 
 from config.settings import MongoSettings
 from flead.errors import Unavailable
-from storage.connection import Document, connect, open_database
+from storage.connection import Document, connect, open_database, translated
 
 log = logging.getLogger(__name__)
 
@@ -72,3 +74,29 @@ def until_done(
             said = str(error)[:60]
             sleep(RETRY_S)
     raise Stopping
+
+
+def replace_all(collection: Any, documents: Iterable[Any]) -> list[str]:
+    """Put documents in the place of those with their `_id`; gives a line for what MongoDB refuses for good.
+
+    Raises
+    ------
+    Unavailable
+        where it does not answer: doing it again is harmless
+    """
+    requests = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
+    if not requests:
+        return []
+    with translated():
+        try:
+            collection.bulk_write(requests, ordered=False)
+        except BulkWriteError as error:
+            wrong = error.details["writeErrors"]
+            if error.details["writeConcernErrors"] or any(item["code"] not in _OF_DOCUMENT for item in wrong):
+                raise
+            return [f"{len(wrong)} documents of {collection.name} are refused: {wrong[0]['errmsg']}"[:300]]
+    return []
+
+
+_OF_DOCUMENT = {2, 9, 14, 22, 52, 56, 57, 121, 10_334, 17_280}
+"""Codes by which the server speaks of a document, as in `storage.archive`."""

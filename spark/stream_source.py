@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming.listener import StreamingQueryProgress
+from pyspark.sql.streaming.query import StreamingQuery
 
 from kafka.client import make_consumer
 
@@ -47,9 +47,10 @@ class Committer:
         self._consumer: Consumer = make_consumer(servers, group)
         self._done: dict[tuple[str, int], int] = {}
 
-    def commit(self, progress: Mapping[str, Any] | None) -> None:
+    def commit(self, query: StreamingQuery) -> None:
         """Commit the end of a query's last micro-batch; a broker that is away is told the next time."""
-        reached = ends(progress)
+        progress = query.lastProgress
+        reached = ends(progress.json) if isinstance(progress, StreamingQueryProgress) else {}
         new = {place: offset for place, offset in reached.items() if self._done.get(place) != offset}
         if not new:
             return
@@ -66,16 +67,14 @@ class Committer:
         self._consumer.close()
 
 
-def ends(progress: Mapping[str, Any] | None) -> dict[tuple[str, int], int]:
-    """Where a query's last micro-batch ended, from its progress: by topic and partition.
+def ends(progress: str) -> dict[tuple[str, int], int]:
+    """Where a query's last micro-batch ended, from its progress as JSON: by topic and partition.
 
-    >>> ends({"sources": [{"endOffset": '{"flead.alerts": {"0": 7}}'}]})
+    >>> ends('{"sources": [{"endOffset": {"flead.alerts": {"0": 7}}}]}')
     {('flead.alerts', 0): 7}
     """
     found: dict[tuple[str, int], int] = {}
-    for source in (progress or {}).get("sources", []):
-        end = source.get("endOffset")
-        offsets = orjson.loads(end) if isinstance(end, str) else end or {}
-        for topic, partitions in offsets.items():
+    for source in orjson.loads(progress)["sources"]:
+        for topic, partitions in (source.get("endOffset") or {}).items():
             found |= {(topic, int(partition)): offset for partition, offset in partitions.items()}
     return found

@@ -188,36 +188,21 @@ class DeviceWindows:
     windows: dict[tuple[str, float], Window] = field(default_factory=dict)
     left: set[tuple[str, float, str]] = field(default_factory=set)
 
-    def fresh(self, rows: Sequence[Row]) -> list[Row]:
-        """Those that did not come before, each once: a learning job that was restarted says some things twice."""
-        seen = set(self.times.tolist())
-        kept: list[Row] = []
-        for row in rows:
-            if row.micros not in seen:
-                seen.add(row.micros)
-                kept.append(row)
-        oldest = max((row.micros for row in kept), default=0)
-        horizon = max(oldest, int(self.times[-1]) if self.times.size else 0) - round((self.watermark + MINUTE) * 1e6)
-        self.times = np.array(sorted(t for t in seen if t >= horizon)[-REMEMBERED:], dtype=np.int64)
-        return kept
-
-    def add(self, rows: Sequence[Row]) -> tuple[list[bool], set[tuple[str, float]]]:
+    def add(self, rows: Sequence[Row]) -> tuple[list[Row], set[tuple[str, float]]]:
         """Take readings in the order they came.
 
         Returns
         -------
-        which of them counted (the others are late), and the windows that changed
+        those that count, which are neither late nor repeated, and the windows that changed
         """
         if not rows:
             return [], set()
-        counted, late = self._on_time([row.time for row in rows])
+        taken, late = self._on_time(rows)
         changed: set[tuple[str, float]] = set()
-        taken = [row for row, counts in zip(rows, counted, strict=True) if counts]
         for minute in _minutes(taken):
             known = ("1m", minute.start) in self.windows
             minute.minutes = 0 if known else 1
-            for length, width in LENGTHS.items():
-                key = length, floor(minute.start / width) * width
+            for key in _keys(minute.start):
                 window = self.windows.get(key)
                 if window is None:
                     window = self.windows[key] = Window(*key, minute.cohort)
@@ -226,28 +211,33 @@ class DeviceWindows:
                 window.add(minute)
                 changed.add(key)
         for newest, many in late.items():
-            for length, width in LENGTHS.items():
-                key = length, floor(newest / width) * width
+            for key in _keys(newest):
                 self.windows[key].late += many
                 changed.add(key)
-        return counted, changed
+        return taken, changed
 
-    def _on_time(self, times: Sequence[float]) -> tuple[list[bool], dict[float, int]]:
-        """Which readings come before their minute is closed; and how many others, by the newest time they met."""
+    def _on_time(self, rows: Sequence[Row]) -> tuple[list[Row], dict[float, int]]:
+        """Which readings count, and how many came after their minute was closed, by the newest time they met.
+
+        A learning job that was restarted says some things twice; who is late is not asked whether it came before.
+        """
         latest = self.latest
         if latest is None:
-            latest = self.since = times[0]
-        counted: list[bool] = []
+            latest = self.since = rows[0].time
+        seen = set(self.times.tolist())
+        taken: list[Row] = []
         late: dict[float, int] = {}
-        for time in times:
-            counts = floor(time / MINUTE) * MINUTE + MINUTE + self.watermark > latest
-            counted.append(counts)
-            if counts:
-                latest = max(latest, time)
-            else:
+        for row in rows:
+            if _minute(row.time) + MINUTE + self.watermark <= latest:
                 late[latest] = late.get(latest, 0) + 1
+            elif row.micros not in seen:
+                seen.add(row.micros)
+                taken.append(row)
+                latest = max(latest, row.time)
         self.latest = latest
-        return counted, late
+        oldest = (latest - self.watermark - MINUTE) * 1e6  # earlier ones would be late
+        self.times = np.array(sorted(t for t in seen if t >= oldest)[-REMEMBERED:], dtype=np.int64)
+        return taken, late
 
     def score(self, minute: float, version: int, count: int, error: float, persistence: float) -> None:
         """Add what a global model was worth in a minute that is open."""
@@ -322,6 +312,17 @@ class DeviceWindows:
         return cls(watermark, latest, since, np.array(times, dtype=np.int64), by_key)
 
 
+def _minute(time: float) -> float:
+    """The start of the minute, s since 1970."""
+    return floor(time / MINUTE) * MINUTE
+
+
+def _keys(time: float) -> Iterator[tuple[str, float]]:
+    """The windows that a time lies in."""
+    for length, width in LENGTHS.items():
+        yield length, floor(time / width) * width
+
+
 def _minutes(rows: Sequence[Row]) -> Iterator[Window]:
     """The readings' sums by minute, in the order of time."""
     if not rows:
@@ -366,6 +367,15 @@ def figures_document(figures: Sequence[float], readings: int) -> dict[str, Any]:
     }
 
 
+def cohort_key(window: str, cohort: str, start: float) -> str:
+    """The `_id` of a cohort's window.
+
+    >>> cohort_key("1h", "humidity", 1_078_358_400.0)
+    '1h/cohort/humidity@2004-03-04T00:00:00+00:00'
+    """
+    return f"{window}/cohort/{cohort}@{datetime.fromtimestamp(start, UTC).isoformat()}"
+
+
 def fold(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """A cohort's window from those of its devices, as they are stored; None where there is none."""
     found = list(rows)
@@ -385,7 +395,7 @@ def fold(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     expected = sum(row["expected"] for row in expecting)
     came = sum(min(row["readings"], row["expected"]) for row in expecting)
     return {
-        "_id": f"{first['window']}/cohort/{first['cohort']}@{cast(datetime, first['start']).isoformat()}",
+        "_id": cohort_key(first["window"], first["cohort"], first["start"].timestamp()),
         **{name: first[name] for name in ("window", "cohort", "start", "end")},
         "scope": "cohort",
         "device_id": None,

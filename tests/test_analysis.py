@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from flead import evaluation, network, state
 from flead.analysis.day import DAY_S, day_facts, stuck_runs, without_impossible
 from flead.analysis.judging import SUMS, asked_on, figures, judge
 from flead.analysis.moments import Comoments, Moments
-from flead.analysis.report import DeviceDay, Judged, Model, compared, fold
+from flead.analysis.report import DeviceDay, Judged, Model, compared, fold, summary
 from flead.evaluation import Series
 from flead.learner_config import LearnerConfig
 
@@ -229,4 +230,10 @@ class TestTheReport:
 
     def test_says_nothing_where_nothing_changed(self) -> None:
         made = report([device_day("a")])
-        assert compared(made, made)["changes"] == []
+        assert compared(summary(made), made)["changes"] == []
+
+    def test_keeps_nothing_that_grows_with_days_or_pairs_of_devices(self) -> None:
+        few = [device_day(name, seed=i) for i, name in enumerate("ab")]
+        more = [device_day(name, day, seed=i) for day in range(9) for i, name in enumerate("ab")]
+        sizes = [len(json.dumps(summary(report(days)))) for days in (few, more)]
+        assert sizes[1] < 1.5 * sizes[0]

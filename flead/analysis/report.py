@@ -125,6 +125,13 @@ def fold(
     return report
 
 
+def summary(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a report: all that the next one is compared with, and no table that grows with days or pairs."""
+    left_out = ("correlation", "drift", "previous")
+    evaluation = [{k: v for k, v in e.items() if k not in ("devices", "hours")} for e in report["evaluation"]]
+    return {**{k: v for k, v in report.items() if k not in left_out}, "evaluation": evaluation}
+
+
 def _columns(own: Sequence[DeviceDay]) -> dict[str, list[tuple[str, Facts, int]]]:
     """By sensor: the days that know it, their facts, and its place in them."""
     found: dict[str, list[tuple[str, Facts, int]]] = {}
@@ -385,8 +392,8 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     return {
         "created": before["created"],
         "changes": [c for c in changes if _worth_telling(c)],
-        "new_devices": sorted(after["devices"].keys() - before["devices"].keys()),
-        "gone_devices": sorted(before["devices"].keys() - after["devices"].keys()),
+        "new_devices": sorted(after["quality"].keys() - before["quality"].keys()),
+        "gone_devices": sorted(before["quality"].keys() - after["quality"].keys()),
     }
 
 
