@@ -22,6 +22,7 @@ from orchestration.java import find_java_home
 from orchestration.services import JARS
 from spark.batch import Judge, Plan, Task, execute, judges, now_s, plan
 from spark.history import FileHistory, History, KafkaHistory, MongoHistory
+from spark.progress import stages_watched
 from spark.session import SparkHome, spark_session
 from storage.connection import Document, connect, open_database
 from storage.history import HistoryRepository, Unit
@@ -110,7 +111,8 @@ def analyze(request: Request, settings: Settings, say: Say, session: Session = o
         say("reading", None)
         most = settings.spark.evaluation_rows
         known = judges(repository, models, settings.learner, most)
-        todo = plan(history, repository, known)
+        with stages_watched(spark, lambda share: say("reading", share)):
+            todo = plan(history, repository, known)
         mark("read")
         task = Task(
             history.source, mongodb, settings.learner, dict(history.ranges), most,
