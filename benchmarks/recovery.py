@@ -2,7 +2,7 @@
 
 Back means: the service runs under another pid, learners have taken up more than 500 readings that came after the kill,
 the lag is below two seconds' worth of readings, and (for all but the producer) there was another round; after a kill of
-the archive or MongoDB also that more than 500 readings more are stored.
+analytics or MongoDB also that more than 500 readings more are stored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.run import RunEnded, Running, running, written
 from kafka.topics import READINGS
 from orchestration.status import Status
 
-VICTIMS = ("server", "taskmanager", "jobmanager", "kafka", "mongodb", "archive", "learner", "producer")
+VICTIMS = ("server", "taskmanager", "jobmanager", "kafka", "mongodb", "analytics", "learner", "producer")
 LIMIT_S = 120.0
 SETTLE_S = 5.0
 MORE = 500
@@ -57,7 +57,7 @@ class Kill:
             and counts["taken_up"] > self.produced + MORE
             and status.lag[READINGS] < 2 * self.rate
             and (self.name == "producer" or counts["rounds"] > before["rounds"])
-            and (self.name not in ("archive", "mongodb") or counts["device_data"] > before["device_data"] + MORE)
+            and (self.name not in ("analytics", "mongodb") or counts["device_data"] > before["device_data"] + MORE)
         )
 
 

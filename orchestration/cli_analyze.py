@@ -75,7 +75,7 @@ def stream(run_dir: RunDir = None) -> None:
     from spark.streaming import run
 
     settings = settings_for(run_dir)
-    os.nice(5)  # what is stored a moment later harms nobody; a prediction that is late does
+    os.nice(10)  # what is stored a moment later harms nobody; a prediction that is late does
     run(settings, spark_home(settings), stop_event().is_set)
 
 

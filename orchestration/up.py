@@ -21,6 +21,8 @@ from orchestration.watching import Watcher, judge
 READY_LIMIT_S = 90.0
 JOB_LIMIT_S = 120.0
 DRAIN_LIMIT_S = 45.0
+ANALYTICS_AFTER_S = 30.0
+"""Streaming analytics begin so long after everything is up, if there is no round before."""
 REFRESH_S = 1.0
 
 
@@ -57,6 +59,7 @@ class Run:
         self._stopping = threading.Event()
         self._watcher = Watcher(settings, archived="archive" not in options.without, show=show, say=say)
         self._status = self._watcher.status
+        self._later: set[str] = set()
 
     def execute(self) -> Status:
         """Start, watch and stop; returns the last status, with its checks.
@@ -114,9 +117,9 @@ class Run:
         self._say("waiting for the learning job")
         self._wait(supervisor, "learner", watcher.job_runs, JOB_LIMIT_S)
         watcher.mark("job_running")
-        for name in ("analytics", "producer"):  # Spark's start takes the cores that Flink's needs
-            if name in names:
-                supervisor.start(name)
+        self._later = {"analytics"} & names
+        if "producer" in names:
+            supervisor.start("producer")
         self._say(f"everything is up after {watcher.elapsed_s():.0f} s")
 
     def _wait(self, supervisor: Supervisor, name: str, ready: Callable[[], object], limit_s: float) -> None:
@@ -141,8 +144,11 @@ class Run:
     def _watch(self, supervisor: Supervisor) -> None:
         """Refresh the status until the end that was asked for."""
         self._status.state = "running"
+        began = self._watcher.elapsed_s()
         while not self._stopping.is_set():
             self._watcher.look(supervisor)
+            if self._status.counts.get("rounds") or self._watcher.elapsed_s() - began > ANALYTICS_AFTER_S:
+                self._start_analytics(supervisor)
             for name, service in self._status.services.items():
                 if service["state"] == "fatal":
                     self._say(f"{name} was given up: {_log_hint(supervisor, name)}")
@@ -156,9 +162,16 @@ class Run:
                 return
             self._stopping.wait(REFRESH_S)
 
+    def _start_analytics(self, supervisor: Supervisor) -> None:
+        """Start Spark, if that has not been done: after the first round, as its start takes the cores that ours needs."""
+        if "analytics" in self._later:
+            self._later.discard("analytics")
+            supervisor.start("analytics")
+
     def _wind_down(self, supervisor: Supervisor, parts: list[Part]) -> None:
         """Stop the source, let what is on its way arrive, stop the job with a savepoint, and judge."""
         self._status.state = "stopping"
+        self._start_analytics(supervisor)
         names = {part.service.name for part in parts}
         if "producer" in names:
             supervisor.stop("producer")

@@ -128,6 +128,27 @@ class TestWhatFlows:
             assert database["predictions"].estimated_document_count() > 3_000
             assert database["global_model"].count_documents({"published_at": None}) <= 1
 
+    def test_windows_and_the_global_models_scores_are_kept(self, live_run: LiveRun) -> None:
+        uri = f"mongodb://127.0.0.1:{live_run.port('MONGODB__PORT')}/?directConnection=true"
+        with MongoClient[dict[str, Any]](uri) as client:
+            database = client["flead"]
+            wait_until(lambda: database["model_scores"].find_one({"count": {"$gt": 0}}) is not None, 90.0)
+            one = database["window_aggregates"].find_one({"window": "1h", "scope": "device", "readings": {"$gt": 1}})
+            assert one is not None
+            minutes = {"window": "1m", "scope": "device", "device_id": one["device_id"]}
+            within = database["window_aggregates"].find(minutes | {"start": {"$gte": one["start"], "$lt": one["end"]}})
+            assert sum(minute["readings"] for minute in within) >= one["readings"]
+
+    def test_a_report_is_made_while_the_run_is_on(self, live_run: LiveRun, tmp_path: Path) -> None:
+        made = live_run.flead("analyze", "batch", "--report", str(tmp_path / "report"))
+        assert made.returncode == 0, made.stderr
+        report = json.loads((tmp_path / "report/report.json").read_text())
+        assert len(report["devices"]) >= 20
+        assert report["readings"] == sum(own["readings"] for own in report["quality"].values())
+        versions = [model["version"] for model in report["evaluation"]]
+        assert versions == list(range(1, len(versions) + 1))
+        assert versions
+
     def test_a_devices_model_is_exported_while_it_learns(self, live_run: LiveRun, tmp_path: Path) -> None:
         output = tmp_path / "model.tflite"
         options = ("--device", "sim-1", "--format", "tflite", "--output", str(output), "--json")
@@ -294,7 +315,9 @@ class TestWhatIsRefused:
 
 
 class TestWhatIsKilled:
-    @pytest.mark.parametrize("name", ["server", "taskmanager", "jobmanager", "kafka", "mongodb", "archive", "learner"])
+    @pytest.mark.parametrize(
+        "name", ["server", "taskmanager", "jobmanager", "kafka", "mongodb", "analytics", "learner"]
+    )
     def test_comes_back_by_itself_and_goes_on_where_it_was(self, name: str, live_run: LiveRun) -> None:
         before = live_run.status()
         pid, counts = before["services"][name]["pid"], before["counts"]
@@ -346,10 +369,13 @@ class TestTheEnd:
 
     def test_a_killed_run_leaves_nothing_and_the_next_one_goes_on(self, live_run: LiveRun) -> None:
         rounds = json.loads((live_run.folder / "summary.json").read_text())["counts"]["rounds"]
-        run = start(live_run.folder, live_run.environment, "--rate", "300", "--devices", "20", "--loop")
+        options = ("--rate", "300", "--devices", "20", "--loop", "--without", "analytics")
+        run = start(live_run.folder, live_run.environment, *options)
         run.wait(lambda s: s["state"] == "running" and s["counts"].get("rounds", 0) > rounds, 150.0)
         counters = [u["metadata"]["samples_seen"] for _, u in read(run.servers, LOCAL_UPDATES)[-5:]]
         assert min(counters) > 100  # learners went on from their savepoint
+        stored = run.count("device_data")  # by the small archive, from where analytics had come
+        run.wait(lambda s: s["counts"].get("device_data", 0) > stored, 60.0)
         run.process.kill()
         run.process.wait(10)
         wait_until(lambda: not left_over(run), 60.0)
