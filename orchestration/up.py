@@ -163,7 +163,7 @@ class Run:
             self._stopping.wait(REFRESH_S)
 
     def _start_analytics(self, supervisor: Supervisor) -> None:
-        """Start Spark, if that has not been done: after the first round, as its start takes the cores that ours needs."""
+        """Start Spark, if that has not been done: after the first round, since both need the same cores."""
         if "analytics" in self._later:
             self._later.discard("analytics")
             supervisor.start("analytics")

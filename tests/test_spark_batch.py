@@ -523,6 +523,31 @@ class TestTheCommand:
         assert "<html" in (tmp_path / "report/report.html").read_text()
         assert [line for line in ended.stderr.splitlines() if "Traceback" in line or "WARN" in line] == []
 
+    def test_runs_on_a_cluster_of_two_workers(self, spark_home: Any, mongo: Mongo, tmp_path: Path) -> None:
+        from spark.cluster import standalone_cluster
+        from spark.session import SparkHome
+
+        store_models(mongo, global_model(1, 1, "t+u", 2))
+        path = csv(tmp_path / "fleet.csv", [1, 2, 3])
+        home = SparkHome(spark_home.java_home, spark_home.jars, PROJECT, tmp_path / "cluster")
+        with standalone_cluster(home, workers=2, memory_mb=512) as master:
+            environment = self.environment(tmp_path / "run") | {
+                "PYTHONPATH": str(PROJECT),
+                "FLEAD_SPARK__MASTER": master,
+                "FLEAD_SPARK__CHECKPOINTS": (tmp_path / "checkpoints").as_uri(),
+                "FLEAD_SPARK__EXECUTOR_MB": "512",
+                "FLEAD_MONGODB__URI": mongo.settings.address.get_secret_value(),
+                "FLEAD_MONGODB__DATABASE": mongo.settings.database,
+            }
+            ended = subprocess.run(  # noqa: S603
+                self.command("--data", path, "--report", tmp_path / "report"), cwd=tmp_path, env=environment,
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr[-2_000:]
+        report = json.loads((tmp_path / "report/report.json").read_text())
+        assert report["devices"]["a"]["t"]["count"] == 3 * 144
+        assert [made["version"] for made in report["evaluation"]] == [1]
+
     def test_what_is_no_file_of_readings_is_one_line(self, flead: Flead, run_dir: Path, tmp_path: Path) -> None:
         del run_dir
         ended = flead("analyze", "batch", "--data", tmp_path / "none.csv", "--report", tmp_path / "report")
