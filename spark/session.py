@@ -51,13 +51,17 @@ def is_local(settings: SparkSettings) -> bool:
 
 
 @contextmanager
-def spark_session(settings: SparkSettings, home: SparkHome, name: str, **options: str) -> Iterator[SparkSession]:
+def spark_session(
+    settings: SparkSettings, home: SparkHome, name: str, *, lasting: bool = False, **options: str
+) -> Iterator[SparkSession]:
     """Start a session, and stop it with its JVM.
 
     Parameters
     ----------
     name:
         what the cluster shows
+    lasting:
+        whether it runs for hours: then the JVM's second compiler is worth its time
     options:
         Spark's own names, dots as two underscores: `spark__sql__shuffle__partitions="8"`
 
@@ -68,13 +72,16 @@ def spark_session(settings: SparkSettings, home: SparkHome, name: str, **options
     """
     home.folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs what it raises, and every connection
+    logging.getLogger().addFilter(_not_of_py4j)
     os.environ["JAVA_HOME"] = str(home.java_home)
     os.environ["PYSPARK_PYTHON"] = settings.python or sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     for variable in ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS"):  # another Spark's would win over ours
         os.environ.pop(variable, None)
     builder = SparkSession.builder.appName(name).master(settings.master or "local[*]")
-    for key, value in (_options(settings, home) | {k.replace("__", "."): v for k, v in options.items()}).items():
+    for key, value in (
+        _options(settings, home, lasting=lasting) | {k.replace("__", "."): v for k, v in options.items()}
+    ).items():
         builder = builder.config(key, value)
     try:
         with _stderr_to(home.folder / "spark.err"):
@@ -88,12 +95,18 @@ def spark_session(settings: SparkSettings, home: SparkHome, name: str, **options
         _stop(session)
 
 
-def _options(settings: SparkSettings, home: SparkHome) -> dict[str, str]:
+def _not_of_py4j(record: logging.LogRecord) -> bool:
+    """Whether a record without a logger's name is somebody else's: so Py4J logs the stack where a JVM is lost."""
+    return "py4j" not in record.pathname
+
+
+def _options(settings: SparkSettings, home: SparkHome, *, lasting: bool) -> dict[str, str]:
     """What differs from Spark's defaults, and why."""
     jars = ",".join(str(path) for path in sorted(home.jars.glob("*.jar")))
     log = f"-Dlog4j2.configurationFile={(HERE / 'log4j2.properties').as_uri()} -Dflead.log={home.folder / 'spark.log'}"
     # Compiled by C1 only: C2 takes the cores that the data needs for the first minutes, and a small run is over then.
-    flags = f"{log} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Duser.timezone=UTC"
+    compilers = "" if lasting else " -XX:TieredStopAtLevel=1"
+    flags = f"{log}{compilers} -XX:+UseSerialGC -Duser.timezone=UTC"
     threads = {f"spark.executorEnv.{name}": "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
     options = {
         "spark.jars": jars,

@@ -60,14 +60,15 @@ def run(settings: Settings, home: SparkHome, stopping: Callable[[], bool]) -> No
     with connect_mongo(settings.mongodb) as client:
         apply_schema(open_database(client, settings.mongodb), settings.mongodb)
     ensure_topics(settings.kafka.servers, settings.kafka)
-    with spark_session(settings.spark, home, "flead analyze stream", **_OPTIONS) as spark:
+    with spark_session(settings.spark, home, "flead analyze stream", lasting=False, **_OPTIONS) as spark:
         folder = Checkpoints(spark, settings.spark.checkpoints or (home.folder / "checkpoints").absolute().as_uri())
         folder.check()
         analytics = Analytics(spark, settings, rule, folder, stopping)
         try:
             analytics.keep()
-        except Py4JError as error:
-            raise Unavailable(f"Spark's JVM has ended ({one_line(error)}): see {home.folder / 'spark.log'}") from None
+        except (Py4JError, OSError) as error:
+            log.debug("%s", one_line(error))
+            raise Unavailable(f"Spark's JVM has ended: see {home.folder / 'spark.log'}") from None
         finally:
             analytics.stop()
 
@@ -146,7 +147,10 @@ class Kept:
         """
         if self.query is None:
             if now >= self.again_at:
-                self.query = self.start()
+                try:
+                    self.query = self.start()
+                except PySparkException as error:
+                    self._fail(one_line(error), now)
             return
         progress = self.query.lastProgress
         if progress is not None and progress["batchId"] > self.batch:
@@ -159,6 +163,10 @@ class Kept:
         if is_after_replay(why):
             log.info("%s has done its interrupted micro-batch again, and goes on", self.name)
             return
+        self._fail(why, now)
+
+    def _fail(self, why: str, now: float) -> None:
+        """Plan another start, or give up."""
         self.failures += 1
         if self.failures >= MOST_FAILURES:
             raise Unavailable(f"{self.name} failed {self.failures} times in a row and is given up: {why}")

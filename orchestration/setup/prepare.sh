@@ -79,7 +79,7 @@ prepare() {
   local wanted="$ROOT/requirements/$1.txt" stamp="$VENV/.flead-$1" began=$SECONDS
   local print; print="$(fingerprint "$wanted" "$ROOT/requirements/java.txt")"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$print" ]; then
-    say "setting up, once: Python packages (about 2 GB), JVM parts (54 MB)"
+    say "setting up, once: Python packages (about 2 GB), JVM parts (68 MB)"
     make_environment
     install "$wanted"
     write_command
