@@ -51,17 +51,13 @@ def is_local(settings: SparkSettings) -> bool:
 
 
 @contextmanager
-def spark_session(
-    settings: SparkSettings, home: SparkHome, name: str, *, lasting: bool = False, **options: str
-) -> Iterator[SparkSession]:
+def spark_session(settings: SparkSettings, home: SparkHome, name: str, **options: str) -> Iterator[SparkSession]:
     """Start a session, and stop it with its JVM.
 
     Parameters
     ----------
     name:
         what the cluster shows
-    lasting:
-        whether it runs for hours: then the JVM's second compiler is worth its time
     options:
         Spark's own names, dots as two underscores: `spark__sql__shuffle__partitions="8"`
 
@@ -79,15 +75,16 @@ def spark_session(
     for variable in ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS"):  # another Spark's would win over ours
         os.environ.pop(variable, None)
     builder = SparkSession.builder.appName(name).master(settings.master or "local[*]")
-    for key, value in (
-        _options(settings, home, lasting=lasting) | {k.replace("__", "."): v for k, v in options.items()}
-    ).items():
+    for key, value in (_options(settings, home) | {k.replace("__", "."): v for k, v in options.items()}).items():
         builder = builder.config(key, value)
     try:
         with _stderr_to(home.folder / "spark.err"):
             session = builder.getOrCreate()
     except (PySparkException, Py4JError, RuntimeError, OSError) as error:
         raise Unavailable(f"Spark does not start: {one_line(error)}; see {home.folder / 'spark.log'}") from None
+    accumulators = getattr(session.sparkContext, "_accumulatorServer", None)
+    if accumulators is not None:  # it prints a stack where the JVM is lost
+        accumulators.handle_error = lambda *_: None
     try:
         session.sparkContext.addPyFile(str(package(home.project, home.folder / "flead-workers.zip")))
         yield session
@@ -100,13 +97,12 @@ def _not_of_py4j(record: logging.LogRecord) -> bool:
     return "py4j" not in record.pathname
 
 
-def _options(settings: SparkSettings, home: SparkHome, *, lasting: bool) -> dict[str, str]:
+def _options(settings: SparkSettings, home: SparkHome) -> dict[str, str]:
     """What differs from Spark's defaults, and why."""
     jars = ",".join(str(path) for path in sorted(home.jars.glob("*.jar")))
     log = f"-Dlog4j2.configurationFile={(HERE / 'log4j2.properties').as_uri()} -Dflead.log={home.folder / 'spark.log'}"
     # Compiled by C1 only: C2 takes the cores that the data needs for the first minutes, and a small run is over then.
-    compilers = "" if lasting else " -XX:TieredStopAtLevel=1"
-    flags = f"{log}{compilers} -XX:+UseSerialGC -Duser.timezone=UTC"
+    flags = f"{log} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Duser.timezone=UTC"
     threads = {f"spark.executorEnv.{name}": "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
     options = {
         "spark.jars": jars,

@@ -21,6 +21,7 @@ from flead.errors import BadReading, Unavailable
 from flead.messages import ReadingLimits, parse_reading
 from kafka.topics import ALERTS, DEAD_LETTERS, PREDICTIONS, READINGS
 from spark.stream_mongo import Target, database_of
+from spark.stream_worker import settle
 from storage.archive import ArchiveRepository, Stored
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def storing(target: Target, limits: ReadingLimits) -> Callable[[Iterable[pa.Reco
     """
 
     def store(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        settle()
         repository = ArchiveRepository(database_of(target))
         for batch in batches:
             try:

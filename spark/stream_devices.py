@@ -31,6 +31,7 @@ from flead.messages import cohort_of
 from spark.stream_mongo import Target, database_of, replace_all
 from spark.stream_scores import Find, Follower, Model, Models, score
 from spark.stream_windows import MINUTE, DeviceWindows, Row, cohort_key, fold, fold_scores, read_row, values_of
+from spark.stream_worker import settle
 from storage.connection import Document, translated
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ class Operator:
         self, key: tuple[Any, ...], frames: Iterable[pd.DataFrame], held: GroupState
     ) -> Iterator[pd.DataFrame]:
         """Take one micro-batch of one device."""
+        settle()
         name = str(key[0])
         device = (
             Device.from_bytes(held.get[0], self._job) if held.exists else Device(DeviceWindows(self._job.watermark))
@@ -256,6 +258,7 @@ def writing(target: Target) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.
     """What workers do with rows of `ROWS`, for `mapInArrow`."""
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        settle()
         collection = database_of(target)["window_aggregates"]
         for batch in batches:
             rows = batch.to_pylist()

@@ -60,7 +60,7 @@ def run(settings: Settings, home: SparkHome, stopping: Callable[[], bool]) -> No
     with connect_mongo(settings.mongodb) as client:
         apply_schema(open_database(client, settings.mongodb), settings.mongodb)
     ensure_topics(settings.kafka.servers, settings.kafka)
-    with spark_session(settings.spark, home, "flead analyze stream", lasting=False, **_OPTIONS) as spark:
+    with spark_session(settings.spark, home, "flead analyze stream", **_OPTIONS) as spark:
         folder = Checkpoints(spark, settings.spark.checkpoints or (home.folder / "checkpoints").absolute().as_uri())
         folder.check()
         analytics = Analytics(spark, settings, rule, folder, stopping)
