@@ -8,6 +8,7 @@ Each module is a command, run from the root of the checkout on a machine that do
 - `python -m benchmarks.forecasting`: what forecasts are worth, by method (two minutes)
 - `python -m benchmarks.learner`: microseconds per reading of one learner (seconds)
 - `python -m benchmarks.analytics`: the batch report over 2.3 million readings, beside Polars (minutes)
+- `python -m benchmarks.streaming`: streaming analytics at 5,000 readings/s, with kills in between (minutes)
 - `python -m benchmarks.picture`: draws docs/running.svg, a run on a terminal (two minutes)
 - `python -m benchmarks.machine`: the line that says where the figures come from
 

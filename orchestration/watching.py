@@ -167,7 +167,7 @@ class Watcher:
         return sum(cohort["rounds"] for cohort in self.server_status()["cohorts"].values())
 
     def _stored(self) -> dict[str, int]:
-        counts = self._archive.counts()
+        counts = self._archive.counts(exact=self.status.state == "stopping")
         return {"device_data": counts["device_data"], "predictions_stored": counts["predictions"]}
 
 

@@ -37,6 +37,7 @@ from flead.messages import WeightsMessage, cohort_of
 from flead.network import Architecture, Vector
 from spark.history import DAY_US, ROWS, SEPARATOR, Counted, History, mark_of
 from spark.session import one_line
+from spark.worker import settle
 from storage.connection import Document, connect, open_database
 from storage.history import HistoryRepository, Unit
 
@@ -206,6 +207,7 @@ def _units(spark: SparkSession, rows: DataFrame, days: Sequence[int], shards: in
 
 def _look(task: Task, work: Work, table: pa.Table) -> None:
     """Do one unit, on a worker."""
+    settle()
     repository = _repository(task.mongodb.address.get_secret_value(), task.mongodb.database)
     models: dict[str, list[Judge]] = defaultdict(list)
     for key in work.models:

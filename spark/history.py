@@ -24,6 +24,7 @@ from data.sources import open_dataset
 from flead.errors import BadReading
 from flead.messages import Reading, ReadingLimits, parse_reading
 from kafka.topics import READINGS
+from spark.worker import settle
 from storage.history import HistoryRepository
 
 ROWS = "device string, time long, names string, values array<double>, arrival long, reason string"
@@ -280,6 +281,7 @@ def _spread(lines: DataFrame, spark: SparkSession) -> DataFrame:
 
 def _parse_lines(batches: Iterable[pa.RecordBatch], parse: Any) -> Iterator[pa.RecordBatch]:
     """Parse what came, on a worker: (raw, at) to `ROWS`."""
+    settle()
     joined: dict[tuple[str, ...], str] = {}
     for batch in batches:
         columns: tuple[list[Any], ...] = ([], [], [], [], [], [])

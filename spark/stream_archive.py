@@ -21,7 +21,7 @@ from flead.errors import BadReading, Unavailable
 from flead.messages import ReadingLimits, parse_reading
 from kafka.topics import ALERTS, DEAD_LETTERS, PREDICTIONS, READINGS
 from spark.stream_mongo import Target, database_of
-from spark.stream_worker import settle
+from spark.worker import settle
 from storage.archive import ArchiveRepository, Stored
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from flead.messages import cohort_of
 from spark.stream_mongo import Target, database_of, replace_all
 from spark.stream_scores import Find, Follower, Model, Models, score
 from spark.stream_windows import MINUTE, DeviceWindows, Row, cohort_key, fold, fold_scores, read_row, values_of
-from spark.stream_worker import settle
+from spark.worker import settle
 from storage.connection import Document, translated
 
 log = logging.getLogger(__name__)

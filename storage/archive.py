@@ -84,10 +84,18 @@ class ArchiveRepository:
         """Store values of `flead.dead-letters`."""
         return self._add("dead_letters", values, _dead_letter)
 
-    def counts(self) -> dict[str, int]:
-        """Count the documents of each collection, from its statistics."""
+    def counts(self, *, exact: bool = False) -> dict[str, int]:
+        """Count the documents of each collection: from its statistics, or one by one.
+
+        Parameters
+        ----------
+        exact:
+            count each document, about 0.3 s a million; statistics are wrong after a kill -9 of mongod
+        """
         names = ("device_data", "predictions", "alerts", "dead_letters")
         with translated():
+            if exact:
+                return {name: self._database[name].count_documents({}, hint="_id_") for name in names}
             return {name: self._database[name].estimated_document_count() for name in names}
 
     def _add(self, name: str, values: Iterable[Value], to_document: Callable[[Value], Document]) -> Stored:
