@@ -448,5 +448,5 @@ def check(config: LearnerConfig, max_sensors: int) -> None:
 
 MOST_DETECTORS = 4
 _NAN = float("nan")
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _HEAD = struct.Struct("<II")

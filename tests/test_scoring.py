@@ -70,7 +70,7 @@ def test_a_spike_is_surprising_at_its_reading_and_named_with_its_sensor(n: int) 
 def test_a_sensor_that_repeats_its_value_is_stuck() -> None:
     x = noise()
     x[3_500:3_540, 1] = x[3_500, 1]
-    into = scored(x)[3_510:3_540]
+    into = scored(x)[3_520:3_540]
     assert (into[:, 0] > 2.6).all()
     assert set(kinds(into)) == {"stuck"}
     assert (into[:, 1] == 1).all()
@@ -174,12 +174,27 @@ def test_scores_do_not_know_the_unit_or_the_level(scale: float, n: int) -> None:
     assert np.mean(np.abs(moved[:, 0] - here[:, 0]) < 1e-3) > 0.99
 
 
-def test_nothing_surprises_before_fifty_readings() -> None:
+def test_nothing_surprises_before_ten_readings() -> None:
     x = noise(2, 50)
-    x[30] += 100.0
-    x[40:45, 0] = NAN
-    assert (scored(x)[:, 0] == 0).all()
-    assert (scored(x)[:, 1] == -1).all()
+    x[8] += 100.0
+    into = scored(x)
+    assert (into[:10, 0] == 0).all()
+    assert (into[:10, 1] == -1).all()
+
+
+def test_what_does_not_come_does_not_surprise_before_fifty_readings() -> None:
+    x = noise(2, 50)
+    x[20:45, 0] = NAN
+    assert "missing" not in kinds(scored(x))
+
+
+def test_a_long_run_that_is_nothing_new_does_not_stay_surprising() -> None:
+    x = noise()
+    for start in range(500, 3_500, 500):
+        x[start : start + 100, 1] = x[start, 1]
+    into = scored(x)[3_000:3_100, 5]
+    assert into[19:25].max() > 2.0
+    assert (into[60:100] < 1.0).all()
 
 
 def test_a_plug_in_detector_is_heard_whatever_its_unit() -> None:
