@@ -236,7 +236,7 @@ def evaluate(
             habits = replace(known[i], personal=times_of_day(before[name].times))
             personal = train(
                 personal, architecture, habits, rng, epochs=plan.personal_epochs, rate=plan.personal_rate,
-                average=0.01, cosine=True,
+                average=0.005, cosine=True,
             )  # fmt: skip
         errors["persistence"].append(-task.changes)
         errors["seasonal"].append(task.seasonal - task.changes)

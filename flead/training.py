@@ -142,11 +142,11 @@ def train(
 class Federation:
     """How a global model is trained offline."""
 
-    rounds: int = 16
+    rounds: int = 48
     share: float = 0.5
     """Of the devices that take part in a round."""
     rate: float = 0.002
-    averaged: int = 4
+    averaged: int = 8
     """The global model is the mean of the last so many rounds'."""
 
 

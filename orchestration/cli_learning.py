@@ -37,7 +37,7 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option("--page", metavar="OUT.html", help="Write one HTML page with pictures.")
     ] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, max=10_000, help="Rounds of the federation; default 16.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=10_000, help="Rounds of the federation; default 48.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same figures.")] = 0,
     plausible: Annotated[
         bool,
