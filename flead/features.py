@@ -8,7 +8,7 @@ readings, so that gaps count as what they are. A sensor that gives no value keep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, inf, log, log1p, pi, sin, sqrt
+from math import cos, floor, inf, log, log1p, pi, sin, sqrt
 from typing import NamedTuple
 
 from flead.compilation import Floats, Integers, kernel
@@ -144,6 +144,20 @@ def tick(clock: Floats, time: float) -> None:
     clock[READINGS] += 1.0
 
 
+DAY = 86_400.0
+
+
+@kernel
+def time_of_day(time: float) -> float:
+    """Seconds since midnight: `time % DAY`, without the remainder's loop.
+
+    >>> time_of_day(3 * 86_400.0 + 5.5), time_of_day(-0.5)
+    (5.5, 86399.5)
+    """
+    left = time - DAY * floor(time / DAY)
+    return left if left >= 0.0 else left + DAY  # where the quotient was rounded up to a whole day
+
+
 @kernel
 def step_scale(past: Past, s: int) -> float:
     """One sensor's typical change from one value to the next, never zero."""
@@ -157,10 +171,15 @@ def swing_scale(past: Past, s: int) -> float:
 
 
 @kernel
-def take(past: Past, s: int, x: float, memory: float) -> None:
+def take(past: Past, s: int, x: float, memory: float, paces: Floats) -> None:
     """Take a value of one sensor into its past; NaN where it gave none.
 
     Variances take a value for no more than `WINSOR` standard deviations once `WARM` have come.
+
+    Parameters
+    ----------
+    paces: (1 + len(HALF_LIVES),)
+        scratch: a time in typical intervals, and how far each mean goes in it; sensors mostly share it
     """
     gap = past.clock[GAP]
     if x != x:  # NaN
@@ -191,9 +210,13 @@ def take(past: Past, s: int, x: float, memory: float) -> None:
         past.step[s] += max(1.0 / (count - 1.0), 1.0 / memory) * (step - past.step[s])
     units = max(gap + past.age[s], 1.0)
     limit = FARTHEST * swing_scale(past, s) if count > WARM else inf
+    if paces[0] != units:
+        paces[0] = units
+        for k in range(past.means.shape[0]):
+            paces[1 + k] = 1.0 - 0.5 ** (units / HALF_LIVES[k])
     for k in range(past.means.shape[0]):
         off = min(max(x - past.means[k, s], -limit), limit)
-        past.means[k, s] += (1.0 - 0.5 ** (units / HALF_LIVES[k])) * off
+        past.means[k, s] += paces[1 + k] * off
     off = x - past.means[2, s]
     swing = off * off
     if count > WARM and past.swing[s] > 0.0:
@@ -225,7 +248,7 @@ def take_swing_of_day(past: Past, s: int, bin_: int, change: float) -> None:
 @kernel
 def bin_of_day(time: float) -> int:
     """Which bin of the day a time (s) falls in."""
-    return int((time % 86_400.0) / 86_400.0 * BINS) % BINS
+    return int(time_of_day(time) / DAY * BINS) % BINS
 
 
 @kernel
@@ -277,17 +300,19 @@ def extract(past: Past, time: float, ago: Floats, own: Integers, shared: Integer
             value = min(max(value, -CLIP), CLIP) * _OWN_SIZES[code]
             into[at] = min(max(value, -CLIP), CLIP)
             at += 1
-    day = 2.0 * pi * (time % 86_400.0) / 86_400.0
-    week = 2.0 * pi * ((time / 86_400.0 + 3.0) % 7.0) / 7.0  # 1970-01-01 was a Thursday
+    day = 2.0 * pi * time_of_day(time) / DAY
+    across, along = sin(day), cos(day)
     for k in range(shared.size):
         code = shared[k]
         if code == 0:
             value = log1p(min(past.clock[GAP], 100.0)) - log(2.0)
-        elif code == 5 or code == 6:
-            value = sin(week) if code == 5 else cos(week)
+        elif code == 1 or code == 2:
+            value = across if code == 1 else along
+        elif code == 3 or code == 4:  # of twice the angle
+            value = 2.0 * across * along if code == 3 else 1.0 - 2.0 * across * across
         else:
-            turns = 1.0 if code < 3 else 2.0
-            value = sin(turns * day) if code % 2 == 1 else cos(turns * day)
+            week = 2.0 * pi * ((time / DAY + 3.0) % 7.0) / 7.0  # 1970-01-01 was a Thursday
+            value = sin(week) if code == 5 else cos(week)
         into[at] = value * _SHARED_SIZES[code]
         at += 1
 
@@ -299,13 +324,11 @@ def _of_window(
     """A statistic over a sensor's last m values, relative to the last one, x; that is at `head`."""
     length, at = ring.shape[0], head
     if what == 2 or what == 3:
-        found = x
-        for _ in range(m):
-            value = ring[at, s]
-            if value > found if what == 3 else value < found:
-                found = value
-            at = at - 1 if at > 0 else length - 1
-        return float((found - x) * step)
+        low = high = x
+        for i in range(m):
+            value = ring[at - i if at >= i else at - i + length, s]
+            low, high = min(low, value), max(high, value)
+        return float(((high if what == 3 else low) - x) * step)
     total = square = slope = energy = 0.0
     before = x
     for i in range(m):

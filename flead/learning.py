@@ -15,6 +15,7 @@ from flead.compilation import EntryPoint, Floats, Integers, cached_kernel, carra
 from flead.drift import adwin, page_hinkley
 from flead.features import (
     BINS,
+    DAY,
     GAP,
     INTERVAL,
     LAST_TIME,
@@ -27,6 +28,7 @@ from flead.features import (
     take,
     take_swing_of_day,
     tick,
+    time_of_day,
 )
 from flead.network import activate, descend
 from flead.state import (
@@ -66,9 +68,9 @@ LONGEST_GAP = 10.0
 LARGEST_SURPRISE = 15.9
 LARGEST_VALUE = 1e100
 """What is beyond, infinity too, counts as no value: its square must still be a number."""
-DAY = 86_400.0
 NEAREST = (48.0 / sqrt(pi)) ** 0.5
 """How near a time of day is to itself: such that nearness has the root mean square 1 over a day of half hours."""
+INVERSE_E = exp(-1.0)
 HABIT_PACE = 0.03
 """Length of the steps that habits take, in the network's: a habit is what comes back, not what the last hour was."""
 
@@ -99,7 +101,7 @@ def observe(state: State, sizes: Integers, time: float, x: Floats, said: Floats)
     ago = state.slopes[:n]
     _horizon_ago(state, time, ago)
     for s in range(n):
-        take(past, s, state.x[s], state.settings[MEMORY])
+        take(past, s, state.x[s], state.settings[MEMORY], state.paces)
     codes = FIRST_LAYER + sizes[LAYERS]
     own = sizes[codes : codes + sizes[OWN]]
     shared = sizes[codes + sizes[OWN] : codes + sizes[OWN] + sizes[COMMON]]
@@ -185,10 +187,9 @@ def _horizon_ago(state: State, time: float, ago: Floats) -> None:
 
 
 @kernel
-def judge(state: State, sizes: Integers, time: float, said: Floats) -> None:
+def judge(state: State, scores: scoring.Scores, sizes: Integers, time: float, said: Floats) -> None:
     """Score the reading, watch the errors for drift, and decide whether it is an alarm."""
     past = state.past
-    scores = scoring.views(sizes[SENSORS], state.scores, state.scratch)
     scoring.score(scores, time, past.clock[GAP], state.x, state.residual, state.extra, state.verdict)
     surprise = min(max(state.verdict[0], 0.0), LARGEST_SURPRISE)
     said[SURPRISE] = surprise
@@ -205,7 +206,7 @@ def judge(state: State, sizes: Integers, time: float, said: Floats) -> None:
             state.queue[3] += 1.0
     # The chance of an alarm on an ordinary reading: as many a day as are accepted, over the readings of a day.
     accepted = min(state.settings[ALARMS_PER_DAY] * max(past.clock[INTERVAL], 1e-9) / DAY, 0.1)
-    said[ALARM] = 1.0 if surprise >= -log10(accepted) and surprise > 0.0 else 0.0
+    said[ALARM] = 1.0 if surprise >= 1.0 and surprise >= -log10(accepted) else 0.0
 
 
 @kernel
@@ -226,7 +227,7 @@ def learn(state: State, sizes: Integers) -> None:
         for k in range(NEAR):
             for s in range(n):
                 step = HABIT_PACE * rate * state.near[k] * state.slopes[out + n + s]
-                state.habits[(bin_ + k) % BINS, s] -= step
+                state.habits[_half_hour(bin_, k), s] -= step
         descend(
             state.theta, widths, sizes[SKIP] == 1, state.work, state.slopes, state.moments, sizes[OPTIMISER], rate,
             state.settings[LONGEST],
@@ -253,14 +254,24 @@ def _add_habits(state: State, time: float, horizon: Floats) -> int:
 
     Gives the first of the half hours that count, and leaves in `state.near` how near they are.
     """
-    at = time % DAY / DAY * BINS
-    first = int(at + 0.5) - NEAR // 2 + BINS
+    at = time_of_day(time) / DAY * BINS
+    first = int(at + 0.5) - NEAR // 2
+    away = at - first
+    near, growth = exp(-0.5 * away * away) * NEAREST, exp(away - 0.5)
+    first = first if first >= 0 else first + BINS
     for k in range(NEAR):
-        away = at + BINS - first - k
-        state.near[k] = exp(-0.5 * away * away) * NEAREST
+        state.near[k] = near
         for s in range(horizon.size):
-            horizon[s] += state.near[k] * state.habits[(first + k) % BINS, s]
+            horizon[s] += near * state.habits[_half_hour(first, k), s]
+        near *= growth  # exp(-(away - k)² / 2) of the next k, without another exponential
+        growth *= INVERSE_E
     return first
+
+
+@kernel
+def _half_hour(first: int, k: int) -> int:
+    """The k-th half hour of the day from the first."""
+    return first + k if first + k < BINS else first + k - BINS
 
 
 @kernel
@@ -301,10 +312,11 @@ def _run(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_s
     rows = min(n_given // (1 + n), n_said // (SAID + 4 * n))
     given = carray(given_at, (rows, 1 + n))
     said = carray(said_at, (rows, SAID + 4 * n))
+    scores = scoring.views(n, state.scores, state.scratch)
     for i in range(rows):
         time = given[i, 0]
         observe(state, sizes, time, given[i, 1:], said[i])
-        judge(state, sizes, time, said[i])
+        judge(state, scores, sizes, time, said[i])
         learn(state, sizes)
         predict(state, sizes)
         commit(state, sizes, time, said[i])
@@ -321,7 +333,8 @@ def _judge(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n
     """For one row: the verdict, plug-in detectors' word included."""
     sizes, given = carray(sizes_at, (n_sizes,)), carray(given_at, (n_given,))
     state = views(sizes, carray(buffer_at, (n_buffer,)))
-    judge(state, sizes, given[0], carray(said_at, (n_said,)))
+    scores = scoring.views(sizes[SENSORS], state.scores, state.scratch)
+    judge(state, scores, sizes, given[0], carray(said_at, (n_said,)))
 
 
 def _teach(sizes_at, n_sizes, buffer_at, n_buffer, given_at, n_given, said_at, n_said):  # type: ignore[no-untyped-def]

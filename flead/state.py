@@ -56,6 +56,7 @@ class State(NamedTuple):
     verdict: (4 + n,) what the scorer says
     work, slopes: the network's
     scratch: the scorer's
+    paces: (1 + len(HALF_LIVES),) of the running means, see `features.take`
     """
 
     past: Past
@@ -80,6 +81,7 @@ class State(NamedTuple):
     work: Floats
     slopes: Floats
     scratch: Floats
+    paces: Floats
 
 
 def header(config: LearnerConfig, n: int) -> Integers:
@@ -139,7 +141,7 @@ def sizes_of(sizes: Integers) -> tuple[int, int]:
     learning = sizes[PARAMETERS] + sizes[MOMENTS] + BINS * n + f + 2 * n + WAITING * (1 + f + 2 * n) + 4
     kept = past + learning + sizes[SCORES] + drift.ADWIN_SIZE
     scratch = SETTINGS_SIZE + 4 * (f + 4 * n) + 1 + 4 + NEAR + 2 * n + sizes[EXTRA] + 4 + n + 2 * widths
-    scratch += sizes[SCRATCH]
+    scratch += sizes[SCRATCH] + 1 + len(HALF_LIVES)
     return int(kept), int(kept + scratch)
 
 
@@ -217,7 +219,9 @@ def views(sizes: Integers, buffer: Floats) -> State:
     slopes = buffer[at : at + widths]
     at += widths
     scratch = buffer[at : at + sizes[SCRATCH]]
+    at += sizes[SCRATCH]
+    paces = buffer[at : at + 1 + len(HALF_LIVES)]
     return State(
         past, theta, moments, habits, given, change, waiting, queue, scores, watched, settings, examples, n_examples,
-        made, near, x, residual, extra, verdict, work, slopes, scratch,
+        made, near, x, residual, extra, verdict, work, slopes, scratch, paces,
     )  # fmt: skip
