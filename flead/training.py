@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flead import network
-from flead.features import BINS
+from flead.features import BINS, DAY
 from flead.federation import fedavg
-from flead.learning import DAY, NEAREST
+from flead.learning import NEAREST
 from flead.network import ADAM_BETA1, ADAM_BETA2, Architecture, Vector
 
 HUBER = 5.0
