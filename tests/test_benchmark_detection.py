@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.detection import __main__ as command
 from benchmarks.detection import data, intel, nab
+from benchmarks.report import write
 from data.frames import Frame
 from flead.errors import BadDataset
 from flead.metrics import detection, f1_at
@@ -205,7 +206,7 @@ class TestWriting:
         page = tmp_path / "page.md"
         page.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter <!-- b --><!-- /b -->\n")
         for text in ("first", "second"):
-            command.write("a", text, page)
+            write(page, "a", text)
             expected = f"before\n<!-- a -->\n\n{text}\n\n<!-- /a -->\nafter <!-- b --><!-- /b -->\n"
             assert page.read_text() == expected
 
@@ -214,7 +215,7 @@ class TestWriting:
         page = tmp_path / "page.md"
         page.write_text(text)
         with pytest.raises(SystemExit, match="has no <!-- a -->"):
-            command.write("a", "new", page)
+            write(page, "a", "new")
         assert page.read_text() == text
 
     @pytest.mark.parametrize("part", [("--only", "nab"), ("--quick",)])

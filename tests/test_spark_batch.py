@@ -171,11 +171,10 @@ class TestEveryFigureOfTheReport:
             assert found["cohort"] == COHORT
             assert found["readings"] == len(own)
             assert found["uptime"] == pytest.approx(own.select(slots.n_unique()).item() / span)
-            usual = [seconds(day["at"].diff()).filter(seconds(day["at"].diff()) > 0).median() for day in days]
-            assert found["interval_s"] == pytest.approx(float(np.median(np.array(usual, dtype=float))))
-            gaps = sum(
-                int((seconds(day["at"].diff()) > 10 * median).sum()) for day, median in zip(days, usual, strict=True)
-            )
+            steps = [seconds(day["at"].diff()) for day in days]
+            usual = [number(each.filter(each > 0).median()) for each in steps]
+            assert found["interval_s"] == pytest.approx(np.median(usual))
+            gaps = sum(int((each > 10.0 * median).sum()) for each, median in zip(steps, usual, strict=True))
             assert found["gaps"] == gaps
             assert found["longest_gap_s"] == pytest.approx(seconds(own["at"].diff()).max(), abs=1e-5)
             arrived = own.sort("arrival")
@@ -365,7 +364,7 @@ class TestWhereReadingsComeFrom:
         at = datetime(2024, 1, 1, tzinfo=UTC)
         lines = []
         for i in range(20):
-            sensors = {"t": float(i)} if i < 10 else {"u": 1.0, "t": float(i)}
+            sensors: dict[str, float | None] = {"t": float(i)} if i < 10 else {"u": 1.0, "t": float(i)}
             lines.append(Reading(device_id="m", timestamp=at + timedelta(hours=2 * i), sensors=sensors).to_json())
         path.write_bytes(b"\n".join(lines))
         devices = analyze(path).report["devices"]["m"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from flead.learning import DAY
+from flead.features import DAY
 from flead.network import Architecture, Vector, forward, initial
 from flead.training import HUBER, Examples, Federation, federate, gradient, times_of_day, train
 
