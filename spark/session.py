@@ -24,6 +24,7 @@ from flead.errors import Unavailable
 SHIPPED = ("flead", "config", "data", "kafka", "storage", "spark")
 """Folders that the workers get as a zip: this one, and what it may import."""
 
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 HERE = Path(__file__).parent
 
 
@@ -72,6 +73,8 @@ def spark_session(settings: SparkSettings, home: SparkHome, name: str, **options
     os.environ["JAVA_HOME"] = str(home.java_home)
     os.environ["PYSPARK_PYTHON"] = settings.python or sys.executable
     os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    for variable in ONE_THREAD:  # workers inherit them: each core has one already
+        os.environ.setdefault(variable, "1")
     for variable in ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS"):  # another Spark's would win over ours
         os.environ.pop(variable, None)
     builder = SparkSession.builder.appName(name).master(settings.master or "local[*]")
@@ -103,7 +106,7 @@ def _options(settings: SparkSettings, home: SparkHome) -> dict[str, str]:
     log = f"-Dlog4j2.configurationFile={(HERE / 'log4j2.properties').as_uri()} -Dflead.log={home.folder / 'spark.log'}"
     # Compiled by C1 only: C2 takes the cores that the data needs for the first minutes, and a small run is over then.
     flags = f"{log} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Duser.timezone=UTC"
-    threads = {f"spark.executorEnv.{name}": "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
+    threads = {f"spark.executorEnv.{name}": "1" for name in ONE_THREAD}
     options = {
         "spark.jars": jars,
         "spark.driver.memory": f"{settings.driver_mb}m",

@@ -371,12 +371,14 @@ class TestTheEnd:
         rounds = json.loads((live_run.folder / "summary.json").read_text())["counts"]["rounds"]
         options = ("--rate", "300", "--devices", "20", "--loop", "--without", "analytics")
         run = start(live_run.folder, live_run.environment, *options)
-        run.wait(lambda s: s["state"] == "running" and s["counts"].get("rounds", 0) > rounds, 150.0)
-        counters = [u["metadata"]["samples_seen"] for _, u in read(run.servers, LOCAL_UPDATES)[-5:]]
-        assert min(counters) > 100  # learners went on from their savepoint
-        # The small archive goes on from where analytics had come; the producer says the same again, so counts stay.
-        run.wait(lambda s: s["archive_lag"] and sum(s["archive_lag"].values()) < 1_000, 60.0)
-        run.process.kill()
-        run.process.wait(10)
+        try:
+            run.wait(lambda s: s["state"] == "running" and s["counts"].get("rounds", 0) > rounds, 150.0)
+            counters = [u["metadata"]["samples_seen"] for _, u in read(run.servers, LOCAL_UPDATES)[-5:]]
+            assert min(counters) > 100  # learners went on from their savepoint
+            # The small archive goes on from where analytics were; the producer says the same again, so counts stay.
+            run.wait(lambda s: s["archive_lag"] and sum(s["archive_lag"].values()) < 1_000, 60.0)
+        finally:
+            run.process.kill()
+            run.process.wait(10)
         wait_until(lambda: not left_over(run), 60.0)
         wait_until(lambda: not port_is_taken(run.port("KAFKA__PORT")), 30.0)
