@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,7 @@ def batch(
     from visualization.report import report_page, report_pdf
 
     settings = settings_for(run_dir)
+    logging.getLogger().setLevel(logging.WARNING)  # that a server starts and ends is not this command's news
     _check_folder(report)
     with progress() as advance:
         made = analyze(Request(data, _numbers(versions)), settings, advance)

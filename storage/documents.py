@@ -160,7 +160,7 @@ class WindowAggregate(_Document):
     errors: Count = field("readings with an error", "readings")
     error: float | None = field("their mean error", "standard deviations")
     anomalies: Count = field("that raised an alert", "readings")
-    uptime: Share = field("share of the window in which readings came", "in [0, 1]")
+    uptime: Share = field("share of its minutes in which readings came; of a minute 1", "in [0, 1]")
     loss: Share | None = field("share of the expected readings that did not come; null: unknown", "in [0, 1]")
     expected: Count | None = field("that should have come; null: unknown", "readings", default=None)
     late: Count = field("that came after the watermark", "readings", default=0)
@@ -193,8 +193,8 @@ class ModelScore(_Document):
     stored_at: datetime = field("when it was last written")
     devices: Count = field("that it was scored on", "devices")
     count: Count = field("that it was scored on", "readings")
-    error: float | None = field("mean absolute residual", "standard deviations")
-    persistence: float | None = field("the same of the forecast that nothing changes", "standard deviations")
+    error: float | None = field("mean absolute residual of the next reading", "typical changes of the sensor")
+    persistence: float | None = field("the same of the forecast that nothing changes", "typical changes of the sensor")
     skill: float | None = field("1 - error / persistence; null where that is 0")
 
 
