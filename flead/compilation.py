@@ -66,7 +66,9 @@ carray: Any = numba.carray  # type: ignore[attr-defined]
 _pointer: Any = types.CPointer
 _FLOATS, _INTEGERS = _pointer(types.float64), _pointer(types.int64)
 _SIGNATURE = types.void(_INTEGERS, types.int64, _FLOATS, types.int64, _FLOATS, types.int64, _FLOATS, types.int64)
-_CALL = ctypes.PYFUNCTYPE(None, *(ctypes.c_void_p, ctypes.c_int64) * 4)
+_ARGUMENTS = (ctypes.c_void_p, ctypes.c_int64) * 4
+_CALL, _FREE_CALL = ctypes.PYFUNCTYPE(None, *_ARGUMENTS), ctypes.CFUNCTYPE(None, *_ARGUMENTS)
+"""Calls that keep the interpreter's lock, and calls that let other threads run meanwhile."""
 
 
 class EntryPoint:
@@ -101,14 +103,25 @@ class EntryPoint:
         self._compiled = made[0]  # owns the machine code
         return _CALL(self._compiled.address)
 
+    @cached_property
+    def _free_call(self) -> Any:
+        self.prepare()
+        return _FREE_CALL(self._compiled.address)
+
     def prepare(self) -> None:
         """Compile now, or load what an earlier process compiled, instead of at the first call."""
         _ = self._call
 
-    def bind(self, integers: Integers, *floats: Floats) -> Callable[[], None]:
-        """A call with these arrays: they are kept, and read and written in place at each call."""
+    def bind(self, integers: Integers, *floats: Floats, free: bool = False) -> Callable[[], None]:
+        """A call with these arrays: they are kept, and read and written in place at each call.
+
+        Parameters
+        ----------
+        free:
+            let other threads of Python's own run meanwhile; not for threads of the JVM, which could not come back
+        """
         arrays = (integers, *floats)
-        call = self._call
+        call = self._free_call if free else self._call
         arguments: list[int] = []
         for array in arrays:
             if not array.flags.c_contiguous or array.dtype != (np.int64 if array is integers else np.float64):

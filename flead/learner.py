@@ -234,6 +234,8 @@ class DeviceLearner:
     def process_frame(self, times: Vector, values: Vector) -> Outcomes:
         """Take many readings at once: the same as one by one, in one call.
 
+        Other threads run meanwhile, so frames of several devices take as many cores as there are threads.
+
         Parameters
         ----------
         times:
@@ -245,7 +247,7 @@ class DeviceLearner:
         given = np.column_stack((times, values)).astype(np.float64, copy=False)
         said = np.zeros((m, SAID + 4 * n))
         if len(self._calls) == 1:
-            learning.RUN.bind(self._sizes, self._buffer, given.ravel(), said.ravel())()
+            learning.RUN.bind(self._sizes, self._buffer, given.ravel(), said.ravel(), free=True)()
             self.samples_seen += m
             self.since_update += m
         else:

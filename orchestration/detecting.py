@@ -7,8 +7,10 @@ has seen the reading. A device's sensors are all those that it has anywhere in t
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,10 +152,14 @@ def detect(
     if not frames:
         raise BadDataset(f"{path} holds no reading; " + (report.first_rejected or "there is nothing below its header"))
     read = time.perf_counter()
-    tracks, done = [], 0
-    for frame in frames:
-        tracks.append(_track(frame, config, lambda rows: on_progress("scoring", done + rows, count)))  # noqa: B023  # called within this turn only
-        done += len(frame.times)
+    taken: list[int] = []
+
+    def advance(rows: int) -> None:
+        taken.append(rows)
+        on_progress("scoring", sum(taken), count)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a frame is scored without the interpreter's lock
+        tracks = list(pool.map(lambda frame: _track(frame, config, advance), frames))
     scored = time.perf_counter()
     has_device = not isinstance(dataset.format, Csv) or dataset.format.device_column is not None
     _write(output, lines, tracks, has_device=has_device, explain=explain)
@@ -282,12 +288,12 @@ def _track(frame: Frame, config: LearnerConfig, on_rows: Callable[[int], None]) 
     learner = DeviceLearner(frame.sensors, config)
     for start in range(0, m, ROWS):
         rows = slice(start, start + ROWS)
-        on_rows(start)
         said = learner.process_frame(frame.times[rows], frame.values[rows])
         score[rows], alarm[rows] = said.score, said.is_anomaly
         sensor[rows], kind[rows] = said.sensor, said.kind
         blamed = np.maximum(said.sensor, 0)[:, None]
         expected[rows] = np.where(said.sensor < 0, np.nan, np.take_along_axis(said.expected, blamed, axis=1)[:, 0])
+        on_rows(len(said.score))
     return Track(frame, score, alarm, sensor, kind, expected)
 
 

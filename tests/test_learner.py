@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -173,6 +174,15 @@ class TestAFrame:
         times = (INTERVAL * np.arange(100)).astype(kind)
         said = learner.process_frame(times, np.arange(100)[:, None].astype(kind))
         assert said.expected[-1, 0] == pytest.approx(98.0, abs=5.0)
+
+    def test_of_many_devices_gives_the_same_in_threads(self) -> None:
+        frames = [(BEGIN + INTERVAL * np.arange(400), noise(400, seed=seed)) for seed in range(8)]
+        alone = [learner_of("a", "b").process_frame(*frame) for frame in frames]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda frame: learner_of("a", "b").process_frame(*frame), frames))
+        for one, other in zip(alone, together, strict=True):
+            for part in fields(Outcomes):
+                assert_array_equal(getattr(one, part.name), getattr(other, part.name))
 
 
 class TestSameReadings:
