@@ -29,17 +29,17 @@ def target(tmp_path: Path) -> Path:
 
 def test_every_part_that_is_asked_for_has_a_checksum() -> None:
     asked = ET.parse(HERE / "ivy.xml").findall("./dependencies/dependency")  # noqa: S314 - our own file
-    assert len(asked) == 3
+    assert {str(part.get("conf")).partition("->")[0] for part in asked} == {"kafka", "flink", "spark"}
     for part in asked:
         folder = str(part.get("conf")).partition("->")[0]
         assert f"{folder}/{part.get('name')}-{part.get('rev')}.jar" in read_checksums()
 
 
-def test_checksums_are_of_jars_in_the_two_folders() -> None:
+def test_checksums_are_of_jars_in_the_three_folders() -> None:
     checksums = read_checksums()
     assert len(checksums) == len(set(checksums.values())) > 40
     for name, digest in checksums.items():
-        assert re.fullmatch(r"(kafka|flink)/[\w.-]+\.jar", name)
+        assert re.fullmatch(r"(kafka|flink|spark)/[\w.-]+\.jar", name)
         assert re.fullmatch(r"[0-9a-f]{64}", digest)
     assert [name for name in checksums if name.startswith("flink/")] == [
         "flink/flink-sql-connector-kafka-5.0.0-2.2.jar"
