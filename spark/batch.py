@@ -165,11 +165,13 @@ def execute(
         return
     on_progress(0, len(plan.work))
     days = [work.unit.day for work in plan.work]
-    rows = _units(spark, history.rows({*days, *(day - 1 for day in days)}), days, plan.shards)
+    rows = _units(history.rows({*days, *(day - 1 for day in days)}), days, plan.shards)
     shared = spark.sparkContext.broadcast(task)
 
     def look(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
-        work = shared.value.work[key[0].as_py(), key[1].as_py()]
+        work = shared.value.work.get((key[0].as_py(), key[1].as_py()))
+        if work is None:  # another part of the fleet on a day that is not done everywhere
+            return pa.table({"day": pa.array([], pa.int32())})
         _look(shared.value, work, table)
         return pa.table({"day": pa.array([work.unit.day], pa.int32())})
 
@@ -193,7 +195,7 @@ def translated(error: Exception) -> FleadError:
     return Unavailable(f"Spark gave up: {python[-1][:300] if python else one_line(error)}")
 
 
-def _units(spark: SparkSession, rows: DataFrame, days: Sequence[int], shards: int) -> DataFrame:
+def _units(rows: DataFrame, days: Sequence[int], shards: int) -> DataFrame:
     """Readings with the day that needs them: their own, and the next one, which they warm up."""
     own = f.floor(f.col("time") / DAY_US).cast("int")
     placed = [f.struct((own + ahead).alias("day"), f.lit(ahead == 0).alias("own")) for ahead in (0, 1)]

@@ -424,6 +424,9 @@ class TestADayAlreadyDone:
         assert parts.units > 2
         for part in ("devices", "evaluation", "correlation", "drift"):
             assert near(parts.report[part], whole[part]), part
+        copy = path.with_name("copy-of-" + path.name)
+        copy.write_text(copy.read_text().replace("2024-01-02T00:00:00+00:00,a,", "2024-01-02T00:00:00+00:00,a,9"))
+        assert analyze(copy).done == 1, "the part of the fleet that changed, on the day when it did"
 
 
 def csv_copy(path: Path) -> Path:
