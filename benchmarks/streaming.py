@@ -35,8 +35,7 @@ from flead.learner_config import LearnerConfig
 from kafka.client import make_producer
 from kafka.embedded import embedded_broker
 from kafka.offsets import Offsets
-from kafka.topics import PREDICTIONS, READINGS, ensure_topics
-from orchestration.archiver import GROUP
+from kafka.topics import ARCHIVE_GROUP, PREDICTIONS, READINGS, ensure_topics
 from orchestration.java import find_java_home
 from storage.connection import connect, open_database, translated
 from storage.embedded import initiate, mongod_command
@@ -295,7 +294,7 @@ class Watch:
             query = {"window": "1d", "scope": "device"}
             found["windows"] = sum(row["readings"] for row in self.database.window_aggregates.find(query))
         with suppress(Unavailable):
-            found["lag"] = sum(self.offsets.lag(GROUP, READINGS).values())
+            found["lag"] = sum(self.offsets.lag(ARCHIVE_GROUP, READINGS).values())
         return found
 
     def wait(self, holds: Callable[[dict[str, Any]], bool], stream: Stream) -> dict[str, Any]:

@@ -42,6 +42,11 @@ GLOBAL_MODEL = "flead.global-model"
 ALERTS = "flead.alerts"
 DEAD_LETTERS = "flead.dead-letters"
 
+ARCHIVED = (READINGS, PREDICTIONS, ALERTS, DEAD_LETTERS)
+"""What MongoDB keeps of what flows."""
+ARCHIVE_GROUP = "flead-archive"
+"""The consumer group that shows how far storing has come, whoever stores."""
+
 MIB = 1_048_576
 DAY_MS = 86_400_000
 

@@ -22,6 +22,7 @@ from orchestration.java import find_java_home
 from orchestration.services import JARS
 from spark.batch import Judge, Plan, Task, execute, judges, now_s, plan
 from spark.history import FileHistory, History, KafkaHistory, MongoHistory
+from spark.mongo import Target
 from spark.progress import stages_watched
 from spark.session import SparkHome, spark_session
 from storage.connection import Document, connect, open_database
@@ -115,7 +116,7 @@ def analyze(request: Request, settings: Settings, say: Say, session: Session = o
             todo = plan(history, repository, known)
         mark("read")
         task = Task(
-            history.source, mongodb, settings.learner, dict(history.ranges), most,
+            history.source, Target.of(mongodb), settings.learner, dict(history.ranges), most,
             now_s() + settings.reading.max_future_s,
             {(work.unit.day, work.unit.shard): work for work in todo.work}, {judge.key: judge for judge in known},
         )  # fmt: skip

@@ -21,9 +21,16 @@ from confluent_kafka import KafkaException, Message, TopicPartition
 from global_server.feed import GROUP as SERVER_GROUP
 from kafka.client import make_consumer
 from kafka.offsets import Offsets
-from kafka.topics import ALERTS, DEAD_LETTERS, GLOBAL_MODEL, LOCAL_UPDATES, PREDICTIONS, READINGS
-from orchestration.archiver import GROUP as ARCHIVE_GROUP
-from orchestration.archiver import TOPICS as ARCHIVED
+from kafka.topics import (
+    ALERTS,
+    ARCHIVE_GROUP,
+    ARCHIVED,
+    DEAD_LETTERS,
+    GLOBAL_MODEL,
+    LOCAL_UPDATES,
+    PREDICTIONS,
+    READINGS,
+)
 from orchestration.ledger import OffsetLedger
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -20,12 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from py4j.protocol import Py4JError
-from pydantic import SecretStr
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from config.settings import MongoSettings
 from flead import network
 from flead.analysis.day import DAY_S, day_facts, without_impossible
 from flead.analysis.judging import asked_on, judge
@@ -36,9 +33,10 @@ from flead.learner_config import LearnerConfig
 from flead.messages import WeightsMessage, cohort_of
 from flead.network import Architecture, Vector
 from spark.history import DAY_US, ROWS, SEPARATOR, Counted, History, mark_of
+from spark.mongo import Target, database_of
 from spark.session import one_line
 from spark.worker import settle
-from storage.connection import Document, connect, open_database
+from storage.connection import Document
 from storage.history import HistoryRepository, Unit
 
 READINGS_OF_A_UNIT = 500_000
@@ -71,7 +69,7 @@ class Task:
     """What every worker is told."""
 
     source: str
-    mongodb: MongoSettings
+    target: Target
     learner: LearnerConfig
     ranges: Mapping[str, tuple[float, float]]
     most: int
@@ -210,7 +208,7 @@ def _units(rows: DataFrame, days: Sequence[int], shards: int) -> DataFrame:
 def _look(task: Task, work: Work, table: pa.Table) -> None:
     """Do one unit, on a worker."""
     settle()
-    repository = _repository(task.mongodb.address.get_secret_value(), task.mongodb.database)
+    repository = HistoryRepository(database_of(task.target))
     models: dict[str, list[Judge]] = defaultdict(list)
     for key in work.models:
         models[task.models[key].cohort].append(task.models[key])
@@ -307,13 +305,6 @@ def _values(part: pa.Table) -> tuple[tuple[str, ...], Vector]:
             if name in sensors:
                 values[rows, sensors.index(name)] = given[:, i]
     return sensors, values
-
-
-@lru_cache(maxsize=1)
-def _repository(uri: str, database: str) -> HistoryRepository:
-    """One client for each worker process."""
-    settings = MongoSettings(uri=SecretStr(uri), database=database)
-    return HistoryRepository(open_database(connect(settings), settings))
 
 
 def now_s() -> float:

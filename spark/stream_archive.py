@@ -10,23 +10,21 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import orjson
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from flead.errors import BadReading, Unavailable
-from flead.messages import ReadingLimits, parse_reading
+from flead.errors import Unavailable
+from flead.messages import ReadingLimits
 from kafka.topics import ALERTS, DEAD_LETTERS, PREDICTIONS, READINGS
-from spark.stream_mongo import Target, database_of
+from spark.mongo import Target, database_of
 from spark.worker import settle
-from storage.archive import ArchiveRepository, Stored
+from storage.archive import ArchiveRepository, Stored, valid_readings
 
 log = logging.getLogger(__name__)
-
-TOPICS = (READINGS, PREDICTIONS, ALERTS, DEAD_LETTERS)
 
 OUTCOME = (
     "topic string, new long, known long, skipped long, why string, away string, cohort string, low double, high double"
@@ -111,7 +109,7 @@ def _rows(rows: list[dict[str, Any]]) -> pa.RecordBatch:
 def _stored(batch: pa.RecordBatch, repository: ArchiveRepository, limits: ReadingLimits) -> Iterator[dict[str, Any]]:
     """Store the records of one Arrow batch, and yield what became of them, a row per topic and cohort."""
     values = _by_topic(batch)
-    yield _row(READINGS, repository.add_readings(_valid(values[READINGS], limits)))
+    yield _row(READINGS, repository.add_readings(valid_readings(values[READINGS], limits)))
     yield _row(PREDICTIONS, repository.add_predictions(values[PREDICTIONS]))
     yield _row(ALERTS, repository.add_alerts(values[ALERTS]))
     yield _row(DEAD_LETTERS, repository.add_dead_letters(values[DEAD_LETTERS]))
@@ -124,21 +122,6 @@ def _by_topic(batch: pa.RecordBatch) -> dict[str, list[bytes]]:
         if value is not None:
             values[topic].append(value)
     return values
-
-
-def _valid(values: Iterable[bytes], limits: ReadingLimits) -> Iterator[dict[str, Any]]:
-    now = datetime.now(UTC)
-    for value in values:
-        try:
-            reading = parse_reading(value, now=now, limits=limits)
-        except BadReading:
-            continue
-        yield {
-            "device_id": reading.device_id,
-            "timestamp": reading.timestamp,
-            "sensors": reading.sensors,
-            "metadata": reading.metadata,
-        }
 
 
 def _row(topic: str, outcome: Stored) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pyspark.sql.streaming.state import GroupState, GroupStateTimeout
 from flead.errors import BadModel, Unavailable
 from flead.learner_config import LearnerConfig
 from flead.messages import cohort_of
-from spark.stream_mongo import Target, database_of, replace_all
+from spark.mongo import Target, database_of, replace_all
 from spark.stream_scores import Find, Follower, Model, Models, score
 from spark.stream_windows import MINUTE, DeviceWindows, Row, cohort_key, fold, fold_scores, read_row, values_of
 from spark.worker import settle

@@ -18,8 +18,8 @@ from pymongo.database import Database
 from config.settings import SparkSettings
 from flead import spatial
 from flead.errors import BadConfiguration
+from spark.mongo import replace_all
 from spark.stream_archive import Touched
-from spark.stream_mongo import replace_all
 from storage.connection import Document, translated
 
 log = logging.getLogger(__name__)

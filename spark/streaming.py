@@ -20,10 +20,10 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from config.settings import Settings
 from flead.errors import CorruptRunFolder, Unavailable
-from kafka.topics import PREDICTIONS, ensure_topics
+from kafka.topics import ARCHIVE_GROUP, ARCHIVED, PREDICTIONS, ensure_topics
 from spark import stream_archive, stream_devices, stream_shared
+from spark.mongo import Target, until_done
 from spark.session import SparkHome, one_line, spark_session
-from spark.stream_mongo import Target, until_done
 from spark.stream_source import Committer, kafka_stream
 from storage.connection import connect as connect_mongo
 from storage.connection import open_database
@@ -31,8 +31,6 @@ from storage.schema import apply_schema
 
 log = logging.getLogger(__name__)
 
-GROUP = "flead-archive"
-"""The consumer group that shows how far the archive has come."""
 LOOK_S = 0.5
 """Between two looks at the queries, s."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
@@ -194,7 +192,7 @@ class Analytics:
         self._asked_to_stop = stopping
         self._ending = False
         self._noted: set[str] = set()
-        self._committer = Committer(settings.kafka.servers, GROUP)
+        self._committer = Committer(settings.kafka.servers, ARCHIVE_GROUP)
         self._kept = [
             Kept("archive", lambda: self.start_archive()),
             Kept("windows", lambda: self.start_devices()),
@@ -237,7 +235,7 @@ class Analytics:
 
     def start_archive(self, **trigger: Any) -> StreamingQuery:
         """Start to store raw records and shared anomalies."""
-        return self._start("archive", self._records(stream_archive.TOPICS), self._archive, trigger)
+        return self._start("archive", self._records(ARCHIVED), self._archive, trigger)
 
     def start_devices(self, **trigger: Any) -> StreamingQuery:
         """Start windows and scores."""

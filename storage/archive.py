@@ -6,7 +6,7 @@ value stops its batch: what MongoDB cannot hold as it is, is kept without its me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -17,6 +17,8 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
+from flead.errors import BadReading
+from flead.messages import ReadingLimits, parse_reading
 from storage.connection import Document, translated
 
 Value = bytes | dict[str, Any]
@@ -27,7 +29,7 @@ _DUPLICATE = 11_000
 _UNENCODABLE = (bson.errors.BSONError, OverflowError, ValueError, TypeError, RecursionError)
 # What the server says of one document; any other code speaks of the server: BadValue, FailedToParse, TypeMismatch,
 # Overflow, InvalidBSON, three of field names, DocumentValidationFailure, CannotIndexParallelArrays, two of size.
-_DOCUMENT_CODES = {2, 9, 14, 15, 22, 52, 56, 57, 121, 171, 10_334, 17_280}
+DOCUMENT_CODES = {2, 9, 14, 15, 22, 52, 56, 57, 121, 171, 10_334, 17_280}
 
 
 def _now() -> datetime:
@@ -123,6 +125,22 @@ class ArchiveRepository:
         return outcome
 
 
+def valid_readings(values: Iterable[bytes], limits: ReadingLimits) -> Iterator[dict[str, Any]]:
+    """The readings among records of `flead.readings`; the learning job sends the others to the dead letters."""
+    now = datetime.now(UTC)
+    for value in values:
+        try:
+            reading = parse_reading(value, now=now, limits=limits)
+        except BadReading:
+            continue
+        yield {
+            "device_id": reading.device_id,
+            "timestamp": reading.timestamp,
+            "sensors": reading.sensors,
+            "metadata": reading.metadata,
+        }
+
+
 def _insert(collection: Collection[Document], documents: Sequence[Document], outcome: Stored) -> list[tuple[str, str]]:
     """Insert documents, counting into `outcome`; returns `_id` and reason of those that cannot be kept."""
     if not documents:
@@ -149,7 +167,7 @@ def _after_errors(
     """Go on after a call that stored what it could."""
     details = cast(dict[str, Any], error.details)
     wrong = [item for item in details["writeErrors"] if item["code"] != _DUPLICATE]
-    if details["writeConcernErrors"] or any(item["code"] not in _DOCUMENT_CODES for item in wrong):
+    if details["writeConcernErrors"] or any(item["code"] not in DOCUMENT_CODES for item in wrong):
         raise error
     outcome.new += details["nInserted"]
     outcome.known += len(details["writeErrors"]) - len(wrong)
@@ -174,7 +192,7 @@ def _without_metadata(
 
 def _raise_unless_of_document(error: Exception) -> None:
     """Raise the error again where it says nothing of a document."""
-    if isinstance(error, OperationFailure) and error.code not in _DOCUMENT_CODES:
+    if isinstance(error, OperationFailure) and error.code not in DOCUMENT_CODES:
         raise error
 
 

@@ -372,7 +372,7 @@ def test_empty_topics_give_no_rows_and_no_failure(
     spark: SparkSession, kafka_servers: str, chosen: Settings, tmp_path: Path
 ) -> None:
     from spark import stream_devices
-    from spark.stream_mongo import Target
+    from spark.mongo import Target
     from spark.stream_source import kafka_stream
 
     topic = NewTopic("test.empty", 2, 1)
@@ -409,7 +409,7 @@ def test_mongodb_that_is_away_is_waited_for(
     spark: SparkSession, fleet: Fleet, mongo: Mongo, chosen: Settings, tmp_path: Path
 ) -> None:
     from spark import stream_archive
-    from spark.stream_mongo import Target, until_done
+    from spark.mongo import Target, until_done
 
     walk(fleet, "waiting", 2)
     rows = [(topic, bytearray(value)) for topic, _, value in fleet.records]
@@ -468,7 +468,7 @@ def test_killed_on_the_way_it_goes_on_and_stores_each_thing_once(
 
 
 def test_waiting_ends_when_it_is_time_to_stop() -> None:
-    from spark.stream_mongo import Stopping, until_done
+    from spark.mongo import Stopping, until_done
 
     def never() -> None:
         raise Unavailable("no")

@@ -20,6 +20,7 @@ from pymongo.errors import BulkWriteError
 
 from config.settings import MongoSettings
 from flead.errors import Unavailable
+from storage.archive import DOCUMENT_CODES
 from storage.connection import Document, connect, open_database, translated
 
 log = logging.getLogger(__name__)
@@ -92,11 +93,7 @@ def replace_all(collection: Any, documents: Iterable[Any]) -> list[str]:
             collection.bulk_write(requests, ordered=False)
         except BulkWriteError as error:
             wrong = error.details["writeErrors"]
-            if error.details["writeConcernErrors"] or any(item["code"] not in _OF_DOCUMENT for item in wrong):
+            if error.details["writeConcernErrors"] or any(item["code"] not in DOCUMENT_CODES for item in wrong):
                 raise
             return [f"{len(wrong)} documents of {collection.name} are refused: {wrong[0]['errmsg']}"[:300]]
     return []
-
-
-_OF_DOCUMENT = {2, 9, 14, 22, 52, 56, 57, 121, 10_334, 17_280}
-"""Codes by which the server speaks of a document, as in `storage.archive`."""
