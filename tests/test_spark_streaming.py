@@ -449,21 +449,26 @@ def test_killed_on_the_way_it_goes_on_and_stores_each_thing_once(
         query = {**ours, "window": length}
         return sum(row["readings"] for row in database.window_aggregates.find(query, {"readings": 1}))
 
+    def count(collection: str) -> int:
+        return database[collection].count_documents(ours)
+
     fleet.send()
     stream = started()
     try:
-        wait_until(lambda: database.device_data.count_documents(ours) > 0, 100.0)
+        wait_until(lambda: count("device_data") > 0, 100.0)
         stream.kill()
         stream.wait()
         stream = started()
         total = len(fleet.readings)
-        wait_until(lambda: database.device_data.count_documents(ours) == readings("1d") == total, 100.0)
+        wait_until(
+            lambda: count("device_data") == count("predictions") == readings("1m") == readings("1d") == total, 100.0
+        )
         stream.terminate()
         assert stream.wait(20.0) == 0
     finally:
         stream.kill()
     assert [readings(length) for length in ("1m", "1h", "1d")] == [total] * 3
-    assert database.predictions.count_documents(ours) == total
+    assert count("predictions") == count("device_data") == total
     assert "Traceback" not in log.read_text()
 
 
