@@ -57,7 +57,7 @@ class KafkaSettings(_Section):
 
 Expiring = Literal[
     "device_data", "local_models", "predictions", "alerts", "dead_letters", "window_aggregates", "shared_anomalies",
-    "model_scores", "analysis_days", "analysis_evaluations", "analysis_reports",
+    "model_scores", "analysis_days", "analysis_evaluations", "analysis_reports", "pipeline_samples",
 ]  # fmt: skip
 """The collections that may be given a time to keep."""
 
@@ -70,7 +70,7 @@ class MongoSettings(_Section):
     database: str = "flead"
     max_pool_size: int = Field(32, ge=1, le=1_000, description="connections of each process at most")
     retention_days: dict[Expiring, Annotated[float, Field(gt=0, le=24_855)] | None] = Field(
-        {"local_models": 7.0, "dead_letters": 30.0},
+        {"local_models": 7.0, "dead_letters": 30.0, "pipeline_samples": 30.0},
         description="how long what a collection stores is kept, days; null: for ever. What is not named stays as it is",
     )
 
@@ -78,7 +78,7 @@ class MongoSettings(_Section):
     @classmethod
     def _beside_the_defaults(cls, given: dict[Expiring, float | None]) -> dict[Expiring, float | None]:
         """Who names one collection does not mean the others."""
-        return {"local_models": 7.0, "dead_letters": 30.0, **given}
+        return {"local_models": 7.0, "dead_letters": 30.0, "pipeline_samples": 30.0, **given}
 
     @model_validator(mode="before")
     @classmethod
@@ -184,12 +184,35 @@ class ServerSettings(_Section):
     @field_validator("host")
     @classmethod
     def _only_this_machine(cls, host: str) -> str:
-        if host != "localhost" and not (_is_address(host) and ipaddress.ip_address(host).is_loopback):
-            raise ValueError(
-                f"{host!r} is reachable from outside, and this server has no credentials yet: "
-                "use 127.0.0.1 and a tunnel or an authenticating proxy"
-            )
-        return host
+        return _loopback(host, "this server has no credentials yet")
+
+
+class MartSettings(_Section):
+    """The SQL copy of MongoDB that dashboards read. Its tables follow `storage/documents.py`."""
+
+    uri: SecretStr | None = Field(None, description="postgresql://...; empty: the embedded PostgreSQL")
+    port: Port = Field(5433, description="of the embedded PostgreSQL")
+    database: str = Field("flead", min_length=1, max_length=63, pattern=r"^[a-z_][a-z0-9_]*$")
+
+
+class DashboardSettings(_Section):
+    """Superset, in an environment of its own."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8088
+    workers: int = Field(2, ge=1, le=64, description="processes that answer, of about 370 MB each")
+    threads: int = Field(4, ge=1, le=64, description="requests that one of them answers at once")
+
+    @property
+    def url(self) -> str:
+        """Where Superset answers."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @field_validator("host")
+    @classmethod
+    def _only_this_machine(cls, host: str) -> str:
+        return _loopback(host, "Superset speaks plain HTTP here")
 
 
 class AggregationSettings(_Section):
@@ -217,6 +240,8 @@ class Settings(BaseSettings):
     flink: FlinkSettings = FlinkSettings()
     spark: SparkSettings = SparkSettings()
     server: ServerSettings = ServerSettings()
+    mart: MartSettings = MartSettings()
+    dashboards: DashboardSettings = DashboardSettings()
     aggregation: AggregationSettings = AggregationSettings()
     reading: ReadingLimits = ReadingLimits()
     learner: LearnerConfig = LearnerConfig()
@@ -230,6 +255,8 @@ class Settings(BaseSettings):
             "flink.rest_port": self.flink.rest_port,
             "flink.rpc_port": self.flink.rpc_port,
             "server.port": self.server.port,
+            "mart.port": self.mart.port,
+            "dashboards.port": self.dashboards.port,
         }
         for (one, a), (other, b) in combinations(ports.items(), 2):
             if a == b:
@@ -272,6 +299,15 @@ def load_settings() -> Settings:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         where = named or "config/project_config.yaml"
         raise BadConfiguration(f"the settings in {where} or the environment cannot be read: {cause}") from None
+
+
+def _loopback(host: str, why: str) -> str:
+    """Give back a host that only this machine reaches; raises `ValueError` for any other."""
+    if host != "localhost" and not (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+        raise ValueError(
+            f"{host!r} is reachable from outside, and {why}: use 127.0.0.1 and a tunnel or an authenticating proxy"
+        )
+    return host
 
 
 def _is_address(host: str) -> bool:

@@ -22,6 +22,12 @@ from orchestration.status import STATUS_FILE, SUMMARY_FILE, Status
 from orchestration.supervision import State, Supervisor
 from storage.archive import ArchiveRepository
 from storage.connection import connect, open_database
+from storage.documents import PipelineSample
+from storage.samples import SampleRepository
+
+SAMPLE_EVERY_S = 5.0
+"""How often a look is kept in MongoDB, for dashboards."""
+_DOWN = {"backoff", "fatal"}
 
 
 class Watcher:
@@ -45,10 +51,12 @@ class Watcher:
         self._show = show
         self._say = say
         self._begun = time.monotonic()
+        self._run = _now()
         self._timings: dict[str, float] = {}
         self._monitor: Monitor | None = None
         self._rounds_before = 0
         self._first_reading: float | None = None
+        self._next_sample_s = 0.0
         self._produce_file = settings.run_dir / "produce.json"
         self.status = Status(state="starting", updated=_now(), run_dir=str(settings.run_dir))
 
@@ -59,7 +67,8 @@ class Watcher:
             self._flink = stack.enter_context(FlinkRest(settings.flink.url, timeout_s=2.0))
             self._http = stack.enter_context(httpx.Client(timeout=2.0))
             client = stack.enter_context(connect(settings.mongodb))
-            self._archive = ArchiveRepository(open_database(client, settings.mongodb))
+            database = open_database(client, settings.mongodb)
+            self._archive, self._samples = ArchiveRepository(database), SampleRepository(database)
             self._connections = stack.pop_all()
         return self
 
@@ -102,6 +111,8 @@ class Watcher:
                 status.counts["rounds_this_run"] = status.counts["rounds"] - self._rounds_before
             with suppress(Unavailable):
                 status.counts |= self._stored()
+            with suppress(Unavailable):
+                self._keep_sample()
         with suppress(OSError, ValueError):
             status.producer = json.loads(self._produce_file.read_text())
         if status.counts.get("rounds_this_run") and "first_round" not in self._timings:
@@ -143,6 +154,12 @@ class Watcher:
             self._first_reading = time.time() * 1000
         return self._first_reading
 
+    def _keep_sample(self) -> None:
+        """Keep this look for dashboards, if the last one that was kept is old enough."""
+        if self._archived and self.elapsed_s() >= self._next_sample_s and self.status.latency_ms:
+            self._next_sample_s = self.elapsed_s() + SAMPLE_EVERY_S
+            self._samples.add(sample_of(self.status, self._run, datetime.now(UTC)))
+
     def _take_counts(self, monitor: Monitor) -> None:
         for name, value in monitor.snapshot().items():
             if name == "counts":
@@ -169,6 +186,31 @@ class Watcher:
     def _stored(self) -> dict[str, int]:
         counts = self._archive.counts(exact=self.status.state == "stopping")
         return {"device_data": counts["device_data"], "predictions_stored": counts["predictions"]}
+
+
+def sample_of(status: Status, run: str, now: datetime) -> PipelineSample:
+    """What dashboards show of one look at a run.
+
+    Parameters
+    ----------
+    run:
+        which run it is
+    now:
+        when it was looked at, aware
+    """
+    counts, error = status.counts, status.error
+    flowed = ("readings", "predictions", "anomalies", "local_updates", "dead_letters", "devices")
+    return PipelineSample(
+        run=run,
+        timestamp=now,
+        **{name: counts.get(name, 0) for name in flowed},
+        rounds=counts.get("rounds_this_run", 0),
+        lag=status.lag,
+        latency_p50_ms=status.latency_ms.get("p50"),
+        latency_p99_ms=status.latency_ms.get("p99"),
+        error=error.get("first_minute") if error.get("last_minute") is None else error.get("last_minute"),
+        services_down=sum(service["state"] in _DOWN for service in status.services.values()),
+    )
 
 
 def judge(status: Status, min_devices: int) -> dict[str, dict[str, Any]]:

@@ -61,6 +61,7 @@ class Prediction(_Document):
     is_anomaly: bool | None = field("whether it raised an alert", default=None)
     sensor: str | None = field("the strangest sensor", default=None)
     kind: str | None = field("in which way it is strange", default=None)
+    drift: bool | None = field("whether the device's errors have risen for good with this reading", default=None)
     model_version: int | None = field("round whose global model the device last adopted; 0: none", default=None)
     samples_seen: int | None = field("the device's training counter", "readings", default=None)
     produced_ms: int | None = field("when the reading was sent", "ms since 1970", default=None)
@@ -196,6 +197,25 @@ class ModelScore(_Document):
     error: float | None = field("mean absolute residual of the next reading", "typical changes of the sensor")
     persistence: float | None = field("the same of the forecast that nothing changes", "typical changes of the sensor")
     skill: float | None = field("1 - error / persistence; null where that is 0")
+
+
+class PipelineSample(_Document):
+    """One look at a run: what flowed since it began, what waits, and how fast it is."""
+
+    run: Name = field("the run: when it began")
+    timestamp: datetime = field("when it was looked at")
+    readings: Count = field("sent since the run began", "readings")
+    predictions: Count = field("published since then", "readings")
+    anomalies: Count = field("that raised an alert since then", "readings")
+    local_updates: Count = field("sent since then")
+    rounds: Count = field("made since then")
+    dead_letters: Count = field("refused since then")
+    devices: Count = field("heard of since then", "devices")
+    lag: dict[str, int] = field("topic → records not yet consumed", "records")
+    latency_p50_ms: float | None = field("of the last minute, reading sent to prediction published", "ms")
+    latency_p99_ms: float | None = field("of the last minute, reading sent to prediction published", "ms")
+    error: float | None = field("mean error of the last minute", "standard deviations")
+    services_down: Count = field("parts of the run that ended by themselves and have not come back")
 
 
 class AnalysisDay(_Document):
@@ -454,6 +474,14 @@ COLLECTIONS: tuple[Collection, ...] = (
         (Index("source_created", {"source": UP, "created": DOWN}),),
         (Query("the newest of a source", {"source": VALUE}, {"created": DOWN}),),
         "created",
+    ),
+    Collection(
+        "pipeline_samples",
+        PipelineSample,
+        "run@time",
+        (Index("time", {"timestamp": DOWN}),),
+        (Query("all, newest first", {"timestamp": RANGE}, {"timestamp": DOWN}),),
+        "timestamp",
     ),
     Collection("schema_version", SchemaVersion, "`schema`"),
 )

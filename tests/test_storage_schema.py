@@ -182,11 +182,11 @@ class TestRetention:
     @pytest.mark.servers
     def test_follows_the_setting(self, mongo: Mongo) -> None:
         days = 86_400
-        assert expiries(mongo.database) == {"local_models": 7 * days, "dead_letters": 30 * days}
+        usual = {"local_models": 7 * days, "dead_letters": 30 * days, "pipeline_samples": 30 * days}
+        assert expiries(mongo.database) == usual
         apply_schema(mongo.database, with_days(mongo, local_models=0.5, predictions=3))
-        kept = {"local_models": days // 2, "dead_letters": 30 * days, "predictions": 3 * days}
-        assert expiries(mongo.database) == kept
-        apply_schema(mongo.database, with_days(mongo, dead_letters=None))
+        assert expiries(mongo.database) == usual | {"local_models": days // 2, "predictions": 3 * days}
+        apply_schema(mongo.database, with_days(mongo, dead_letters=None, pipeline_samples=None))
         assert expiries(mongo.database) == {"local_models": 7 * days}
         apply_schema(mongo.database, mongo.settings)
 
