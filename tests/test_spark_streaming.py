@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from config.child import free_port
 from config.settings import PROJECT, KafkaSettings, MongoSettings, Settings, SparkSettings
 from flead import network, state
-from flead.errors import BadConfiguration, CorruptRunFolder, Unavailable
+from flead.errors import CorruptRunFolder, Unavailable
 from flead.evaluation import Series, _task
 from flead.learner import DeviceLearner
 from flead.learner_config import LearnerConfig
@@ -505,38 +505,6 @@ def test_nobody_answers_at_the_start(tmp_path: Path) -> None:
     settings = Settings(run_dir=tmp_path, mongodb=MongoSettings(uri=uri))
     with pytest.raises(Unavailable, match="MongoDB does not answer"):
         streaming.run(settings, SparkHome(tmp_path, tmp_path, tmp_path, tmp_path), lambda: True)
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        (None, "cannot be read"),
-        ("", "names no device"),
-        ("device_id,x,y\n", "names no device"),
-        ("device_id,x\na,1\n", "line 1: the header must name device_id, x and y"),
-        ("device_id,x,y\na,1,north\n", "line 2: it needs a device, x and y"),
-        ("device_id,x,y\na,1,inf\n", "line 2: a position is no finite number"),
-        ("device_id,x,y\na,1,2\na,1,3\n", "line 3: a has two positions"),
-        ("north by northwest\n", "line 1: it is neither CSV"),
-        ("1 2.5\n", "line 1: it needs a device, x and y"),
-    ],
-)
-def test_positions_that_cannot_be_used_say_why(tmp_path: Path, text: str | None, why: str) -> None:
-    from spark.stream_shared import read_positions
-
-    path = tmp_path / "positions"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(BadConfiguration, match=why):
-        read_positions(path)
-
-
-def test_positions_of_the_intel_lab(tmp_path: Path) -> None:
-    from spark.stream_shared import read_positions
-
-    path = tmp_path / "mote_locs.txt"
-    path.write_text("1 21.5 23\n2 24.5 20\n")
-    assert read_positions(path) == {"mote-1": (21.5, 23.0), "mote-2": (24.5, 20.0)}
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
