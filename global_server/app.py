@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import RedirectResponse
 
 from flead.messages import LocalUpdate
 from flead.network import Architecture
@@ -41,6 +42,7 @@ def create_app(
     service: RoundService,
     *,
     kafka_connected: Callable[[], bool] = lambda: False,
+    pages: str | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> FastAPI:
     """Make the application.
@@ -49,6 +51,8 @@ def create_app(
     ----------
     kafka_connected:
         says whether a broker answers, for the status
+    pages:
+        the path of the pages for people, where `GET /` sends a browser; None: there are none
     clock:
         gives the present, aware
     """
@@ -61,9 +65,11 @@ def create_app(
             raise HTTPException(404, f"there is no cohort {cohort[:128]!r}: GET /api/status names those that there are")
         return service.resolve(cohort)
 
-    @app.get("/")
-    def root() -> Service:
-        """Say what this is."""
+    @app.get("/", response_model=Service)
+    def root(request: Request) -> Service | RedirectResponse:
+        """Say what this is; a browser is sent to the pages for people."""
+        if pages and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(pages)
         return Service(service="flead-global-server", status="running", version=_version())
 
     @app.post("/api/local-update", responses=_problems(400, 413, 422, 503), openapi_extra=_UPDATE_BODY)

@@ -6,10 +6,13 @@ import logging
 import signal
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 from pydantic import SecretStr
 
 from config.child import free_port, port_is_taken
@@ -31,8 +34,29 @@ START_LIMIT_S = 30.0
 """How long MongoDB may take to answer at the start, s."""
 
 
+@dataclass(frozen=True)
+class Pages:
+    """Pages for people beside the REST interface.
+
+    Attributes
+    ----------
+    path:
+        where they are
+    mount:
+        puts them onto the application; what it returns is left when the server ends
+    """
+
+    path: str
+    mount: Callable[[FastAPI, RoundService], AbstractContextManager[None]]
+
+
 def serve(
-    settings: Settings, port: int | None = None, run_dir: Path | None = None, *, own_mongod: bool = False
+    settings: Settings,
+    port: int | None = None,
+    run_dir: Path | None = None,
+    *,
+    own_mongod: bool = False,
+    pages: Pages | None = None,
 ) -> None:
     """Run the server until SIGTERM or SIGINT; call it from the main thread.
 
@@ -44,6 +68,8 @@ def serve(
         where the embedded mongod writes; without it, `run_dir` of the settings
     own_mongod:
         start the embedded mongod unless `mongodb.uri` is set
+    pages:
+        what to show to people
 
     Raises
     ------
@@ -71,8 +97,10 @@ def serve(
         for thread in (scheduler, feed):
             stack.callback(thread.stop)
             thread.start()
-        app = create_app(service, kafka_connected=lambda: publisher.connected)
-        config = uvicorn.Config(app, lifespan="off", access_log=False, log_level="warning", timeout_graceful_shutdown=5)
+        app = create_app(service, kafka_connected=lambda: publisher.connected, pages=pages.path if pages else None)
+        if pages:
+            stack.enter_context(pages.mount(app, service))
+        config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=5)
         LOG.info("the global server listens on http://%s:%d", *listener.getsockname()[:2])
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -124,10 +125,22 @@ def serve(
     run_dir: RunDir = None,
 ) -> None:
     """Run the global server alone: with the embedded MongoDB unless mongodb.uri is set; Kafka may come later."""
+    from fastapi import FastAPI
+
+    from data.positions import read_positions
+    from global_server.main import Pages
     from global_server.main import serve as run
+    from global_server.rounds import RoundService
+    from orchestration.status import STATUS_FILE
+    from visualization.console.pages import PATH, console
 
     settings = settings_for(run_dir)
-    run(settings, port, settings.run_dir, own_mongod=True)
+    positions = read_positions(settings.spark.positions) if settings.spark.positions else {}
+
+    def mount(app: FastAPI, rounds: RoundService) -> AbstractContextManager[None]:
+        return console(app, rounds, settings.kafka.servers, settings.run_dir / STATUS_FILE, positions)
+
+    run(settings, port, settings.run_dir, own_mongod=True, pages=Pages(PATH, mount))
 
 
 @app.command()

@@ -1,0 +1,239 @@
+"""One frame of changes at a time for all open pages, computed once, in a thread beside the server's loop.
+
+A page says when it has drawn a frame, and gets no other before: one that falls behind, or lies hidden, skips frames
+and is told all that changed meanwhile in its next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+from flead.errors import Unavailable
+from visualization.console import words
+from visualization.console.feed import Feed
+from visualization.console.fleet import Fleet
+from visualization.page import UNITS
+
+LOG = logging.getLogger(__name__)
+
+PERIOD_S = 0.4
+"""Between two frames, s."""
+FACTS_S = 2.0
+"""How often MongoDB and the run folder are looked at, s."""
+LOST_S = 10.0
+"""A page that has not answered for so long is sent a frame again, s."""
+ROUNDS = 60
+"""The newest rounds of each cohort that are shown."""
+
+
+class Rounds(Protocol):
+    """What the console asks the global server; `global_server.rounds.RoundService` is one."""
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Rounds, pending updates and devices of each cohort."""
+
+    def history(self, cohort: str, limit: int = ...) -> list[dict[str, Any]]:
+        """The newest rounds, oldest first; raises `Unavailable`."""
+
+    def is_stored(self) -> bool:
+        """Whether MongoDB answers."""
+
+
+Frame = dict[str, Any]
+
+
+@dataclass(eq=False)
+class Page:
+    """An open page.
+
+    Attributes
+    ----------
+    send:
+        gives it a frame; called in the server's loop
+    device:
+        the device that it shows; None: no one
+    """
+
+    send: Callable[[Frame], None]
+    device: str | None = None
+    drawn: bool = True
+    revision: int = 0
+    written: int = 0
+    sent_at: float = 0.0
+
+    def show(self, device: str | None) -> None:
+        """Show another device."""
+        self.device, self.written = device, 0
+
+
+@dataclass
+class Facts:
+    """What is known beside the stream, as of the last look."""
+
+    status: dict[str, Any] | None = None
+    stored: bool = True
+    cohorts: dict[str, dict[str, int]] = field(default_factory=dict)
+    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+class Live:
+    """Makes frames for pages.
+
+    Parameters
+    ----------
+    status_file:
+        where `flead up` writes how the run is
+    positions:
+        where devices are, x and y; empty where it is not known
+    clock:
+        gives the present, Unix time, s
+    """
+
+    def __init__(
+        self, fleet: Fleet, feed: Feed, rounds: Rounds, status_file: Path,
+        positions: Mapping[str, tuple[float, float]], *, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.pages: set[Page] = set()
+        self.positions = dict(positions)
+        self._fleet = fleet
+        self._feed = feed
+        self._rounds = rounds
+        self._status_file = status_file
+        self._clock = clock
+        self._facts = Facts()
+        self._facts_at = 0.0
+        self._number = 0
+        self._looking = threading.Lock()
+
+    async def run(self) -> None:
+        """Serve pages until it is cancelled."""
+        while True:
+            begun = time.monotonic()
+            try:
+                await self.serve()
+            except Exception:
+                LOG.exception("a frame of the console failed")
+            await asyncio.sleep(max(0.05, PERIOD_S - (time.monotonic() - begun)))
+
+    async def serve(self) -> None:
+        """Send each page that has drawn its last frame another one."""
+        now = self._clock()
+        ready = [page for page in self.pages if page.drawn or now - page.sent_at > LOST_S]
+        if not ready:
+            return
+        wanted = [(page.revision, page.device, page.written) for page in ready]
+        frames = await asyncio.to_thread(self.frames, wanted, now)
+        for page, asked, frame in zip(ready, wanted, frames, strict=True):
+            if page.device != asked[1]:  # it shows another device since
+                frame = {**frame, "device": None}
+            elif frame["device"]:
+                page.written = frame["device"].get("written", 0)
+            page.revision, page.drawn, page.sent_at = frame["revision"], False, now
+            page.send(frame)
+
+    def frames(self, wanted: list[tuple[int, str | None, int]], now: float) -> list[Frame]:
+        """The frames for pages that have seen these revisions and show these devices, alike ones made once."""
+        with self._looking:
+            if now - self._facts_at >= FACTS_S:
+                self._facts, self._facts_at = self._look(), now
+            self._number += 1
+            revision = self._fleet.look(now)
+            common = {"number": self._number, "revision": revision, "now": now, **self._summary(now)}
+        changes = {since: self._fleet.changes(since) for since in {since for since, _, _ in wanted}}
+        devices = {key: self._device(*key) for key in {(device, written) for _, device, written in wanted}}
+        return [{**common, **changes[since], "device": devices[device, written]} for since, device, written in wanted]
+
+    def _device(self, name: str | None, written: int) -> dict[str, Any] | None:
+        if name is None:
+            return None
+        found = self._fleet.device(name, written)
+        if found is None:
+            return {"name": name, "sensors": None}
+        last = found["last"]
+        found["units"] = [UNITS.get(sensor) for sensor in found["sensors"]]
+        found["what"] = words.kind_in_words(last["kind"]) if last["is_anomaly"] else None
+        return found
+
+    def _look(self) -> Facts:
+        """Look at MongoDB and the run folder; what does not answer keeps its last value."""
+        facts = Facts(rounds=self._facts.rounds, cohorts=self._rounds.summary(), stored=self._rounds.is_stored())
+        with suppress(OSError, ValueError):
+            found = orjson.loads(self._status_file.read_bytes())
+            facts.status = found if isinstance(found, dict) else None
+        for name, figures in facts.cohorts.items():
+            known = facts.rounds.get(name, [])
+            if figures["rounds"] and (not known or known[-1]["round"] != figures["rounds"]):
+                with suppress(Unavailable):
+                    facts.rounds[name] = [_round(found) for found in self._rounds.history(name, ROUNDS)]
+        return facts
+
+    def _summary(self, now: float) -> dict[str, Any]:
+        facts, figures, cohorts = self._facts, self._fleet.figures(now), self._fleet.cohorts()
+        tally = self._fleet.tally()
+        main = max(cohorts, key=lambda name: cohorts[name]["devices"], default=None)
+        made = sum(cohort["rounds"] for cohort in facts.cohorts.values())
+        answers = {
+            "devices": words.about_devices(tally, self._fleet.troubled(8)),
+            "model": words.about_model(cohorts[main]["skills"] if main else [], made),
+            "pipeline": words.about_pipeline(
+                facts.status, kafka=self._feed.problem, stored=facts.stored, newest=figures["newest"],
+                p99=figures["latency_ms"]["p99"], now=now,
+            ),
+        }  # fmt: skip
+        return {
+            "tally": tally,
+            "answers": {name: answer._asdict() for name, answer in answers.items()},
+            "figures": figures,
+            "models": _models(cohorts, facts),
+            "run": _run(facts.status, now),
+            "kafka": self._feed.problem,
+            "stored": facts.stored,
+        }
+
+
+def _round(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "round": found["round"], "at": found["timestamp"].timestamp(), "devices": found["num_devices"],
+        "samples": found["total_samples"],
+    }  # fmt: skip
+
+
+def _models(cohorts: Mapping[str, dict[str, Any]], facts: Facts) -> list[dict[str, Any]]:
+    """What is known of each cohort's model, the largest cohort first."""
+    nothing: dict[str, Any] = {"devices": 0, "adopted": {}, "skills": []}
+    found = []
+    for name in cohorts.keys() | facts.cohorts.keys():
+        seen, made = cohorts.get(name, nothing), facts.cohorts.get(name, {})
+        rounds = facts.rounds.get(name, [])
+        found.append(
+            {
+                "cohort": name, "devices": seen["devices"] or made.get("unique_devices", 0),
+                "adopted": sorted(seen["adopted"].items()), "skills": seen["skills"], "rounds": rounds,
+                "made": made.get("rounds", 0), "pending": made.get("pending_updates", 0),
+            }
+        )  # fmt: skip
+    return sorted(found, key=lambda model: (-model["devices"], model["cohort"]))
+
+
+def _run(status: Mapping[str, Any] | None, now: float) -> dict[str, Any] | None:
+    """The run as the page shows it; None where there has been none."""
+    if status is None:
+        return None
+    services = status.get("services") or {}
+    return {
+        "state": "over" if words.is_stale(status, now) else status.get("state"),
+        "updated": status.get("updated"),
+        "services": [[name, service.get("state"), service.get("restarts")] for name, service in services.items()],
+        "lag": status.get("lag") or {},
+        "counts": status.get("counts") or {},
+    }

@@ -1,0 +1,31 @@
+// Numbers and times for people; what is not known is a dash.
+
+const UNKNOWN = "\u2013";
+const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
+export const whole = (value) => (value == null ? UNKNOWN : Math.abs(value) < 1e5 ? plain.format(value) : short.format(value));
+export const rate = (value) => (value == null ? UNKNOWN : value > 0 && value < 10 ? value.toFixed(1) : whole(value));
+export const fixed = (value, digits) => (value == null ? UNKNOWN : value.toFixed(digits));
+export const share = (value) => `${(100 * value).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)}\u00a0%`;
+export const counted = (value, name) => `${whole(value)} ${name}${value === 1 ? "" : "s"}`;
+export const at = (seconds) => (seconds ? clock.format(seconds * 1000) : UNKNOWN);
+export const millis = (ms) => (ms == null ? UNKNOWN : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+export const measured = (value, unit) =>
+  value == null ? UNKNOWN : `${+(+value.toFixed(9)).toPrecision(4)}${unit ? `\u00a0${unit}` : ""}`;
+
+export const STATES = {
+  alarm: { name: "Alarm", means: "anomalies again and again in the last minutes" },
+  noted: { name: "Noted", means: "a few anomalies in the last minutes: each device is allowed some" },
+  silent: { name: "Silent", means: "sends nothing any more" },
+  learning: { name: "Learning", means: "too few readings to judge" },
+  ok: { name: "Well", means: "as expected" },
+};
+
+export function stateInWords(state, alarms) {
+  if (!alarms) return STATES[state].name.toLowerCase();
+  return `${alarms < 100 ? alarms : "99+"} ${alarms === 1 ? "anomaly" : "anomalies"} in the last minutes`;
+}
+
+export const inOrder = new Intl.Collator("en", { numeric: true }).compare;
