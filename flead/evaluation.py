@@ -27,8 +27,9 @@ from flead.training import Examples, Federation, federate, times_of_day, train
 METHODS = ("persistence", "seasonal", "local", "federated", "personalised", "streamed", "centralised")
 """`persistence`: no change. `seasonal`: the change at the same time of an earlier day. `local`: a network of the
 device's own. `federated`: the global model. `personalised`: the global model, fine-tuned on the device, with habits of
-the device's own: what its time of day adds to the forecast of the horizon. `streamed`: the stream's learner, given the
-global model, learning on. `centralised`: one network on everybody's data."""
+the device's own, what its time of day adds to the forecast of the horizon, and routines of its own, what its forecasts
+usually leave at this time of a working or of a free day. `streamed`: the stream's learner, given the global model,
+learning on. `centralised`: one network on everybody's data."""
 COLD_METHODS = ("persistence", "local", "federated")
 
 DAY, HOUR = 86_400.0, 3_600.0
@@ -197,13 +198,14 @@ def evaluate(
     architecture = state.architecture_of(config, len(sensors))
     rng = np.random.default_rng([config.seed, plan.seed])
     start = network.initial(architecture, rng)
-    known, tasks, cold_known, cold_tasks = [], [], [], []
+    pasts, known, tasks, cold_known, cold_tasks = [], [], [], [], []
     for i, name in enumerate(devices):
         on_progress("reading the past", i / len(devices))
         old, new = before[name], after[name]
         warm = _task(joined(old, new), config)
         split = len(old.times)
-        known.append(examples_of(old, config))
+        pasts.append(_task(old, config))
+        known.append(_examples(pasts[-1]))
         tasks.append(warm[slice(split, None)])
         fresh, hour = _task(new, config), new.times < new.times[0] + HOUR
         cold_known.append(_examples(fresh[hour]))
@@ -228,6 +230,7 @@ def evaluate(
     for i, (name, task) in enumerate(zip(devices, tasks, strict=True)):
         on_progress("fitting devices", i / len(devices))
         own, personal = start, np.concatenate((theta, np.zeros(BINS * len(sensors))))
+        routines = np.zeros((2 * state.SLOTS, 2 * len(sensors)))
         if len(known[i]) >= FEWEST:
             own = train(
                 start, architecture, known[i], rng, epochs=plan.local_epochs, rate=plan.local_rate, average=0.01,
@@ -238,16 +241,15 @@ def evaluate(
                 personal, architecture, habits, rng, epochs=plan.personal_epochs, rate=plan.personal_rate,
                 average=0.005, cosine=True,
             )  # fmt: skip
+            left = -_errors(personal, architecture, pasts[i], before[name].times)
+            learning.practise_all(routines, before[name].times, left, pasts[i].scales)
         errors["persistence"].append(-task.changes)
         errors["seasonal"].append(task.seasonal - task.changes)
         errors["streamed"].append(_streamed(before[name], after[name], theta, config, sensors) - task.changes)
-        for method, weights in (
-            ("local", own),
-            ("federated", theta),
-            ("personalised", personal),
-            ("centralised", central),
-        ):
-            errors[method].append(_errors(weights, architecture, task, after[name].times))
+        for method, weights in (("local", own), ("federated", theta), ("centralised", central)):
+            errors[method].append(_errors(weights, architecture, task))
+        usual = learning.routines_at(routines, after[name].times, task.scales)
+        errors["personalised"].append(_errors(personal, architecture, task, after[name].times) + usual)
         hour = cold_known[i]
         beginner = (
             train(start, architecture, hour, rng, epochs=10, rate=plan.personal_rate, batch=16) if len(hour) else start

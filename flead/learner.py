@@ -26,8 +26,8 @@ from flead.network import Architecture, Vector
 from flead.plugins import Detector, Forecaster, Spec, find_detector, find_forecaster
 from flead.scoring import KINDS
 
-STATE_LIMIT = 2 * 1024 * 1024
-"""Bytes of encoded state that a device may take; one of four sensors takes about 56 KB."""
+STATE_LIMIT = 3 * 1024 * 1024
+"""Bytes of encoded state that a device may take; one of four sensors takes about 93 KB."""
 
 DRIFTS = 3
 """Place of the count of drifts in the state's queue."""
@@ -227,7 +227,8 @@ class DeviceLearner:
                 self._forecaster.drifted()
             f, outputs = view.features.size, view.change.size
             for example in view.examples[: int(view.n_examples[0])]:
-                self._forecaster.learn(example[:f], example[f : f + outputs], example[f + outputs :])
+                targets, observed = example[f : f + outputs], example[f + outputs : f + 2 * outputs]
+                self._forecaster.learn(example[:f], targets, observed)
             view.change[:] = self._forecaster.predict(view.features)
         commit()
 
@@ -450,5 +451,5 @@ def check(config: LearnerConfig, max_sensors: int) -> None:
 
 MOST_DETECTORS = 4
 _NAN = float("nan")
-_STATE_VERSION = 3
+_STATE_VERSION = 4
 _HEAD = struct.Struct("<II")

@@ -25,6 +25,9 @@ the features of each sensor (`OWN` many) and of the shared ones (`COMMON` many).
 WAITING = 24
 """Forecasts that wait for their horizon; where readings come faster, some are not followed up."""
 
+SLOTS = 288
+"""Parts of a day, 5 min each, that a device's routines tell apart, on working days and on free ones."""
+
 NEAR = 9
 """Half hours of the day about a time that say what the habits add then; the others are too far away to count."""
 
@@ -41,6 +44,9 @@ class State(NamedTuple):
     past: what the features are made of
     theta, moments: (P,) and what the optimiser remembers
     habits: (BINS, n) what the device's time of day adds to its forecasts of the horizon; its own, never shared
+    routines: (2 SLOTS, 2 n) how far what came was from the forecast at this time of a working day, then of a free day,
+        in the sensors' units; the device's own, like `habits`
+    usual: (n,) what the routines add to the present forecast of the next reading
     features: (F,) after the last reading
     change: (2 n,) what is predicted of the next reading and of the horizon, in the scales of `features`
     waiting: (WAITING, 1 + F + 2 n) forecasts in a ring: when made (s), features, values then, next values
@@ -48,7 +54,8 @@ class State(NamedTuple):
     scores: what the scores are made of, see `scoring.views`
     drift: ADWIN's or Page-Hinkley's
     settings: (SETTINGS_SIZE,) from the configuration, not state
-    examples: (4, F + 4 n) what this reading teaches: features, targets, observed; `n_examples` of them
+    examples: (4, F + 6 n) what this reading teaches: features, targets, observed, and the targets as they came, in the
+        sensors' units; `n_examples` of them
     made: (4,) when their forecasts were made, s
     near: (NEAR,) how near a time of day is to the half hours about it
     x, residual: (n,) this reading, and its distance from what was expected in typical changes; NaN where unknown
@@ -63,6 +70,8 @@ class State(NamedTuple):
     theta: Floats
     moments: Floats
     habits: Floats
+    routines: Floats
+    usual: Floats
     features: Floats
     change: Floats
     waiting: Floats
@@ -138,9 +147,10 @@ def sizes_of(sizes: Integers) -> tuple[int, int]:
     """
     n, f, widths = sizes[SENSORS], sizes[FEATURES], sizes[FIRST_LAYER : FIRST_LAYER + sizes[LAYERS]].sum()
     past = CLOCK_SIZE + (7 + len(HALF_LIVES) + sizes[RING] + 2 * BINS) * n
-    learning = sizes[PARAMETERS] + sizes[MOMENTS] + BINS * n + f + 2 * n + WAITING * (1 + f + 2 * n) + 4
+    learning = sizes[PARAMETERS] + sizes[MOMENTS] + f + 2 * n + WAITING * (1 + f + 2 * n) + 4
+    learning += (BINS + 4 * SLOTS + 1) * n
     kept = past + learning + sizes[SCORES] + drift.ADWIN_SIZE
-    scratch = SETTINGS_SIZE + 4 * (f + 4 * n) + 1 + 4 + NEAR + 2 * n + sizes[EXTRA] + 4 + n + 2 * widths
+    scratch = SETTINGS_SIZE + 4 * (f + 6 * n) + 1 + 4 + NEAR + 2 * n + sizes[EXTRA] + 4 + n + 2 * widths
     scratch += sizes[SCRATCH] + 1 + len(HALF_LIVES)
     return int(kept), int(kept + scratch)
 
@@ -183,6 +193,10 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += sizes[MOMENTS]
     habits = buffer[at : at + BINS * n].reshape(BINS, n)
     at += BINS * n
+    routines = buffer[at : at + 4 * SLOTS * n].reshape(2 * SLOTS, 2 * n)
+    at += 4 * SLOTS * n
+    usual = buffer[at : at + n]
+    at += n
     given = buffer[at : at + f]
     at += f
     change = buffer[at : at + 2 * n]
@@ -198,8 +212,8 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += drift.ADWIN_SIZE
     settings = buffer[at : at + SETTINGS_SIZE]  # from here on nothing is kept
     at += SETTINGS_SIZE
-    examples = buffer[at : at + 4 * (f + 4 * n)].reshape(4, f + 4 * n)
-    at += 4 * (f + 4 * n)
+    examples = buffer[at : at + 4 * (f + 6 * n)].reshape(4, f + 6 * n)
+    at += 4 * (f + 6 * n)
     n_examples = buffer[at : at + 1]
     at += 1
     made = buffer[at : at + 4]
@@ -222,6 +236,6 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += sizes[SCRATCH]
     paces = buffer[at : at + 1 + len(HALF_LIVES)]
     return State(
-        past, theta, moments, habits, given, change, waiting, queue, scores, watched, settings, examples, n_examples,
-        made, near, x, residual, extra, verdict, work, slopes, scratch, paces,
+        past, theta, moments, habits, routines, usual, given, change, waiting, queue, scores, watched, settings,
+        examples, n_examples, made, near, x, residual, extra, verdict, work, slopes, scratch, paces,
     )  # fmt: skip

@@ -132,3 +132,22 @@ class TestHabits:
         skill = found.as_dict()["mean_skill"]["20min"]
         assert skill["personalised"] > skill["federated"]
         assert found.theta.size == found.architecture.parameter_count
+
+
+class TestRoutines:
+    """At seven o'clock of working days the first sensor jumps, at no other: BEGIN is a Monday."""
+
+    @staticmethod
+    def working(device: str, first_day: int, days: int) -> Series:
+        times = BEGIN + first_day * DAY + np.arange(0.0, days * DAY, INTERVAL)
+        hour, weekday = times % DAY / 3_600.0, (times - BEGIN) // DAY % 7
+        jump = 40.0 * (hour >= 7.0) * np.exp(7.0 - np.maximum(hour, 7.0)) * (weekday < 5)
+        values = 20.0 + jump + np.random.default_rng(first_day).normal(0.0, 0.3, len(times))
+        return Series(device, times, np.column_stack((values, np.random.default_rng(9).permutation(values))))
+
+    def test_help_the_personalised_and_the_streamed_model(self) -> None:
+        names = ("device-0", "device-1")
+        found = evaluated([self.working(d, 0, 4) for d in names], [self.working(d, 4, 1) for d in names])
+        skill = found.as_dict()["skill"]["20min"]["humidity"]
+        for method in ("personalised", "streamed"):
+            assert skill[method] > skill["federated"] + 0.05

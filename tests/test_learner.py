@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from flead.errors import BadConfiguration, BadModel
-from flead.features import PER_SENSOR, SHARED, WARM
+from flead.features import PER_SENSOR, SHARED, WARM, step_scale, swing_scale
 from flead.learner import STATE_LIMIT, DeviceLearner, Outcome, Outcomes, check
 from flead.learner_config import Adoption, Drift, LearnerConfig, Optimiser
-from flead.learning import LARGEST_STEP, LARGEST_SWING
+from flead.learning import LARGEST_STEP, LARGEST_SWING, practise_all, routines_at
 from flead.messages import LocalUpdate, cohort_of
 from flead.network import Vector, from_message
 from flead.scoring import KINDS
@@ -752,6 +752,82 @@ class TestHabits:
         assert (said[0] - said[None])[:2].tolist() == [0.0, 0.0]
         assert ((said[0] - said[None])[2:] > 0.1).all()
         assert_array_equal(said[12], said[None])
+
+
+class TestRoutines:
+    """What forecasts usually leave at this time of a working or a free day: START is a Monday."""
+
+    DAY = 2_880
+
+    @classmethod
+    def jumping(cls, day: int, size: float = 50.0) -> Vector:
+        """A day's readings; at seven o'clock the first sensor jumps, and slowly comes back."""
+        after = np.maximum(np.arange(cls.DAY) - 7 * 120, 0)
+        table = np.random.default_rng(day).normal(20.0, 0.1, (cls.DAY, 2))
+        table[:, 0] += size * (np.arange(cls.DAY) >= 7 * 120) * np.exp(-after / 200.0)
+        return table
+
+    def test_expect_what_came_at_this_time_of_a_working_day(self) -> None:
+        learner = learner_of("a", "b")
+        for day in range(3):
+            said = followed(learner, self.jumping(day))
+        just_before = slice(7 * 120 - 10, 7 * 120 - 1)  # ten minutes ahead of these it has jumped
+        assert (said.horizon[just_before, 0] - 20.0 > 5.0).all()
+        assert (np.abs(said.horizon[just_before, 1] - 20.0) < 1.0).all()
+
+    def test_of_working_days_say_nothing_of_free_ones(self) -> None:
+        learner = learner_of("a", "b")
+        for day in range(5):
+            followed(learner, self.jumping(day))
+        working = learner._state.routines[:288].copy()
+        assert not learner._state.routines[288:].any()
+        followed(learner, self.jumping(5, size=0.0))
+        assert learner._state.routines[288:].any()
+        assert_array_equal(learner._state.routines[:285], working[:285])  # its last forecasts were Friday's
+
+    def test_are_learned_and_survive_a_restart_and_a_new_global_model(self) -> None:
+        learner = TestHabits.habitual()
+        learned = learner._state.routines.copy()
+        assert learned[:288].any(axis=0).all()
+        learner = DeviceLearner.from_bytes(learner.to_bytes(), CONFIG)
+        learner.adopt(np.zeros(learner.theta.size), 1)
+        assert_array_equal(learner._state.routines, learned)
+
+    def test_offline_are_those_of_the_stream(self) -> None:
+        routines, times = np.zeros((576, 4)), BEGIN + INTERVAL * np.arange(200, 201)
+        for _ in range(20):
+            practise_all(routines, times, np.array([[8.0, np.nan, 8.0, 1.0]]), np.ones((1, 4)))
+        row = np.flatnonzero(routines.any(axis=1))
+        assert_allclose(routines[row], [[8.0 * (1 - 0.9**20), 0.0, 8.0 * (1 - 0.96**20), 1 - 0.96**20]])
+        said = []
+        for learner in (learner_of("a", "b"), learner_of("a", "b")):
+            followed(learner, noise(200))
+            learner._state.routines[:] = 0.0 if said else routines
+            said.append(followed(learner, np.full((1, 2), 20.0)))
+        past = learner._state.past
+        scales = np.array([[scale(past, s) for scale in (step_scale, swing_scale) for s in (0, 1)]])
+        usual = routines_at(routines, times, scales)[0]
+        assert usual.astype(bool).tolist() == [True, False, True, True]
+        assert_allclose((said[0].forecast - said[1].forecast)[0], usual[:2])
+        assert_allclose((said[0].horizon - said[1].horizon)[0], usual[2:])
+
+    def test_change_no_score(self) -> None:
+        told = []
+        for size in (0.0, 3.0):
+            learner = learner_of("a", "b")
+            followed(learner, noise(200))
+            learner._state.routines[:] += size
+            said = followed(learner, noise(50, seed=2))
+            told.append((said.score, said.error))
+        assert_array_equal(told[0], told[1])
+
+    def test_bring_no_forecast_beyond_sixty_typical_changes(self) -> None:
+        learner = learner_of("a", "b")
+        followed(learner, noise(200))
+        learner._state.routines[:] = 1e90
+        said = followed(learner, noise(1))
+        assert (np.abs(said.forecast - 20.0) < 200.0).all()
+        assert (np.abs(said.horizon - 20.0) < 200.0).all()
 
 
 class TestConceptDrift:
