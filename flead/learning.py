@@ -328,7 +328,7 @@ def routine(routines: Floats, row: int, output: int, scale: float, least: float)
     after = row + 1 if row < first + SLOTS - 1 else first
     usual = 0.5 * routines[row, output] + 0.25 * (routines[before, output] + routines[after, output])
     limit, least = LARGEST_ROUTINE * scale, least * scale
-    return min(max(usual - least, 0.0), limit) + max(min(usual + least, 0.0), -limit)
+    return float(min(max(usual - least, 0.0), limit) + max(min(usual + least, 0.0), -limit))
 
 
 @kernel

@@ -799,7 +799,7 @@ class TestRoutines:
             practise_all(routines, times, np.array([[8.0, np.nan, 8.0, 1.0]]), np.ones((1, 4)))
         row = np.flatnonzero(routines.any(axis=1))
         assert_allclose(routines[row], [[8.0 * (1 - 0.9**20), 0.0, 8.0 * (1 - 0.96**20), 1 - 0.96**20]])
-        said = []
+        said: list[Outcomes] = []
         for learner in (learner_of("a", "b"), learner_of("a", "b")):
             followed(learner, noise(200))
             learner._state.routines[:] = 0.0 if said else routines
@@ -922,7 +922,7 @@ class TestAConfigurationIsRefused:
             ({"detectors": ("oracle",)}, r"oracle.*half_space_trees"),
             ({"detectors": ("half_space_trees",) * 5}, r"learner\.detectors names 5, at most 4"),
             ({"hidden_sizes": (1_000,)}, r"lower learner\.hidden_sizes, learner\.features or reading\.max_sensors"),
-            ({"hidden_sizes": (100_000, 100_000)}, r"the limit is 2,097,152"),
+            ({"hidden_sizes": (100_000, 100_000)}, r"the limit is 3,145,728"),
         ],
     )
     def test_with_its_mend_before_anything_starts(self, changes: dict[str, Any], said: str) -> None:
