@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # public, not in __all__
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from flead.errors import Unavailable
-from kafka.connection import REQUEST_TIMEOUT_S, make_admin, metadata, translated
+from kafka.client import make_consumer
+from kafka.connection import REQUEST_TIMEOUT_S, translated
+
+_NO_GROUP = "flead-offsets"
+"""Asks where topics begin and end: it joins nothing and commits nothing."""
 
 
 class Offsets:
@@ -17,28 +20,34 @@ class Offsets:
 
     Every method returns numbers by partition and raises `Unavailable` if the broker does not answer or the topic is
     missing.
+
+    It asks as consumers do. librdkafka's client for administrators ends the whole process, by an assertion, where a
+    broker goes away while it is asked about a group (confluentinc/librdkafka, issues 3663 and 4605).
+
+    Parameters
+    ----------
+    limit_s:
+        how long a broker may take to answer, s
     """
 
-    def __init__(self, servers: str) -> None:
+    def __init__(self, servers: str, limit_s: float = REQUEST_TIMEOUT_S) -> None:
         self.servers = servers
-        self._client: AdminClient | None = None
+        self._limit_s = limit_s
+        self._consumers: dict[str, Consumer] = {}
 
     def beginning(self, topic: str) -> dict[int, int]:
         """Ask for the offset of each partition's oldest record."""
-        return self._reached(topic, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        return self._reached(topic, OFFSET_BEGINNING)
 
     def end(self, topic: str) -> dict[int, int]:
         """Ask for the offset that each partition's next record will have."""
-        return self._reached(topic, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return self._reached(topic, OFFSET_END)
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Ask where a group will continue; partitions that it never committed are left out."""
         wanted = [TopicPartition(topic, number) for number in self.partitions(topic)]
-        with self._asking(f"asking where {group} is") as admin:
-            futures = admin.list_consumer_group_offsets(
-                [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT_S
-            )
-            found = futures[group].result().topic_partitions
+        with self._asking(f"asking where {group} is", group) as consumer:
+            found = _checked(consumer.committed(wanted, timeout=self._limit_s))
         return {item.partition: item.offset for item in found if item.offset >= 0}
 
     def lag(self, group: str, topic: str) -> dict[int, int]:
@@ -51,31 +60,36 @@ class Offsets:
 
     def partitions(self, topic: str) -> list[int]:
         """List the numbers of a topic's partitions."""
-        with self._asking("asking for topics") as admin:
-            known = metadata(admin, self.servers).topics
+        with self._asking("asking for topics") as consumer:
+            known = consumer.list_topics(timeout=self._limit_s).topics
         if topic not in known:
             raise Unavailable(f"Kafka at {self.servers} has no topic {topic}: run ensure_topics (`flead up`)")
         return sorted(known[topic].partitions)
 
     @contextmanager
-    def _asking(self, doing: str) -> Iterator[AdminClient]:
-        """Give the client, a new one after a failure.
-
-        librdkafka's does not find a group's coordinator again on a broker that has come back.
-        """
-        self._client = self._client or make_admin(self.servers)
+    def _asking(self, doing: str, group: str = _NO_GROUP) -> Iterator[Consumer]:
+        """Give the one that asks for a group, a new one after a failure."""
+        if group not in self._consumers:
+            self._consumers[group] = make_consumer(self.servers, group, read_committed=False)
         try:
             with translated(doing, self.servers):
-                yield self._client
+                yield self._consumers[group]
         except Unavailable:
-            self._client = None
+            self._consumers.pop(group).close()
             raise
 
-    def _reached(self, topic: str, spec: OffsetSpec) -> dict[int, int]:
-        asked = {TopicPartition(topic, number): spec for number in self.partitions(topic)}
-        with self._asking(f"asking for offsets of {topic}") as admin:
-            futures = admin.list_offsets(asked, request_timeout=REQUEST_TIMEOUT_S)
-            return {where.partition: future.result().offset for where, future in futures.items()}
+    def _reached(self, topic: str, where: int) -> dict[int, int]:
+        asked = [TopicPartition(topic, number, where) for number in self.partitions(topic)]
+        with self._asking(f"asking for offsets of {topic}") as consumer:
+            found = _checked(consumer.offsets_for_times(asked, timeout=self._limit_s))
+        return {item.partition: item.offset for item in found}
+
+
+def _checked(found: list[TopicPartition]) -> list[TopicPartition]:
+    for item in found:
+        if item.error is not None:
+            raise KafkaException(item.error)
+    return found
 
 
 def positions(messages: Iterable[Message]) -> list[TopicPartition]:

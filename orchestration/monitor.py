@@ -35,6 +35,8 @@ from orchestration.ledger import OffsetLedger
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 3.0
+"""How long a broker may take to say how far topics and groups are, s: whoever looks at a run waits for it."""
 WINDOW_S = 60
 LONGEST_MS = 60_000
 
@@ -77,7 +79,7 @@ class Monitor:
         self._clock = clock
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._offsets = Offsets(servers)
+        self._offsets = Offsets(servers, limit_s=ANSWER_S)
         self._begin = self._offsets.end(READINGS)
         self._ledgers = {partition: OffsetLedger(end) for partition, end in self._begin.items()}
         self._observed = Observed()

@@ -15,6 +15,7 @@ from kafka.client import ReadingProducer
 from kafka.connection import wait_until_ready
 from kafka.embedded import broker_command, embedded_broker
 from kafka.embedded_storage import prepare_broker
+from kafka.offsets import Offsets
 from kafka.tail import tail
 from kafka.topics import GLOBAL_MODEL, READINGS, ensure_topics
 
@@ -41,7 +42,7 @@ def folder(formatted: Path, tmp_path: Path) -> Path:
 def test_a_killed_broker_restarts_and_has_every_acknowledged_record_once(folder: Path, kafka_jars: Path) -> None:
     settings = fresh_settings()
     where = (folder, settings.port, settings.controller_port, kafka_jars)
-    producer = ReadingProducer(settings.servers)
+    producer, offsets = ReadingProducer(settings.servers), Offsets(settings.servers, limit_s=2.0)
 
     with embedded_broker(*where) as broker:
         ensure_topics(settings.servers, settings)
@@ -49,14 +50,18 @@ def test_a_killed_broker_restarts_and_has_every_acknowledged_record_once(folder:
         while producer.snapshot().delivered < 1_000:
             producer.send_raw(f"mote-{number % 9}", str(number).encode())
             number += 1
+        assert sum(offsets.lag("nobody", READINGS).values()) >= 1_000
         broker.kill()
         assert broker.wait() == -9
+        with pytest.raises(Unavailable):
+            offsets.lag("nobody", READINGS)
         for unacknowledged in range(number, number + 500):
             producer.send_raw(f"mote-{unacknowledged % 9}", str(unacknowledged).encode())
     assert producer.snapshot().waiting >= 500
 
     with embedded_broker(*where):
         final = producer.close()
+        assert sum(offsets.lag("nobody", READINGS).values()) == final.delivered
         records = list(tail(settings.servers, READINGS, from_beginning=True))
 
     assert (final.delivered, final.failed) == (final.sent, 0)
