@@ -19,7 +19,7 @@ import typer
 from rich.text import Text
 
 from flead.errors import BadConfiguration, FleadError
-from orchestration import cli_analyze, cli_data, cli_learning, cli_services, cli_storage
+from orchestration import cli_analyze, cli_dashboards, cli_data, cli_learning, cli_mart, cli_services, cli_storage
 from orchestration.cli_common import (
     Data,
     Devices,
@@ -49,6 +49,8 @@ app.add_typer(cli_learning.app)
 app.add_typer(cli_storage.app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_analyze.app, name="analyze")
+app.add_typer(cli_dashboards.app, name="dashboards")
+app.add_typer(cli_mart.app, name="mart")
 
 
 def main() -> None:
@@ -70,7 +72,10 @@ def up(
     loop: Loop = True,
     without: Annotated[
         list[str] | None,
-        typer.Option("--without", help="Leave out: analytics, archive (then nothing is stored), producer. Repeatable."),
+        typer.Option(
+            "--without",
+            help="Leave out: analytics, archive (then nothing is stored), dashboards, producer. Repeatable.",
+        ),
     ] = None,
     devices: Devices = 50,
     run_dir: RunDir = None,
@@ -110,7 +115,13 @@ def up(
             next_line_s += 10.0
             say(one_line(status))
 
-    run = Run(settings, Options(producer if "producer" not in left_out else None, for_s, left_out), show, say)
+    run = Run(
+        settings,
+        Options(producer if "producer" not in left_out else None, for_s, left_out),
+        show,
+        say,
+        say if interactive else lambda _: None,
+    )
     try:
         if interactive:
             with live:

@@ -87,6 +87,8 @@ def _counts(status: Status) -> Table:
         ("stored readings", counts.get("device_data")),
         ("lag of the learners", status.lag.get(READINGS)),
     ]
+    if status.mart:
+        rows.append(("lag of the mart", _mart(status.mart)))
     for name, value in rows:
         table.add_row(name, Text(_plain(value), justify="right"))
     latency = status.latency_ms
@@ -97,6 +99,12 @@ def _counts(status: Status) -> Table:
         shown = f"{first:.3f}" + (f" → {last:.3f} sd" if last is not None else " sd")
         table.add_row("mean prediction error", Text(shown, justify="right"))
     return table
+
+
+def _mart(lag: dict[str, Any]) -> str:
+    if not lag["follows"]:
+        return "nobody follows"
+    return "copying" if lag["behind_s"] is None else f"{lag['behind_s']:.1f} s"
 
 
 def _plain(value: Any) -> str:

@@ -24,12 +24,15 @@ from kafka.topics import ensure_topics
 from orchestration.java import find_java_home
 from orchestration.supervision import Service
 from storage.embedded import initiate, mongod_command
+from visualization.mart import server as postgres
+from visualization.superset import service as superset
 
 JARS = PROJECT / ".jvm" / "jars"
 FREE_DISK_GB = 2.0
 _FLINK_PATH = re.compile(r"[\w./+@,=~-]+")
-OPTIONAL = ("analytics", "archive", "producer")
-"""Services that a run may do without. Analytics store what flows; without them, the small archive does."""
+OPTIONAL = ("analytics", "archive", "dashboards", "producer")
+"""What a run may do without. Analytics store what flows; without them, the small archive does. Dashboards are Superset
+and the mart that it reads."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,20 @@ def flead_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestration", *arguments]
 
 
-def declare(settings: Settings, producer: list[str] | None, without: frozenset[str] = frozenset()) -> list[Part]:
+def declare(
+    settings: Settings,
+    producer: list[str] | None,
+    without: frozenset[str] = frozenset(),
+    show: Callable[[str], object] = lambda _: None,
+) -> list[Part]:
     """The parts of a run in the order of their start; what the settings point elsewhere is not among them.
 
     Parameters
     ----------
     producer:
         the command that sends readings; None for a run that others send to
+    show:
+        called with a line for people's eyes only when a password is made
     """
     environment = {
         "PYTHONPATH": str(PROJECT),
@@ -107,6 +117,8 @@ def declare(settings: Settings, producer: list[str] | None, without: frozenset[s
         "OPENBLAS_NUM_THREADS": "1",  # the matrices are tiny: more threads only get in each other's way
     }
     parts = [*_mongodb(settings), *_kafka(settings), *_flink(settings)]
+    if "dashboards" not in without:
+        parts += _postgres(settings)
     parts.append(
         Part(
             Service(
@@ -120,6 +132,8 @@ def declare(settings: Settings, producer: list[str] | None, without: frozenset[s
     )
     if "archive" not in without:
         parts.append(Part(_archive(without, environment)))
+    if "dashboards" not in without:
+        parts += _dashboards(settings, environment, show)
     if producer and "producer" not in without:
         parts.append(Part(Service("producer", producer, environment, final_exits=(0, 1))))
     return parts
@@ -130,6 +144,33 @@ def _archive(without: frozenset[str], environment: dict[str, str]) -> Service:
     if "analytics" in without:
         return Service("archive", flead_command("archive"), environment)
     return Service("analytics", flead_command("analyze", "stream"), environment, stop_limit_s=30)
+
+
+def _postgres(settings: Settings) -> list[Part]:
+    if settings.mart.uri:
+        return []
+    folder, port = settings.run_dir / postgres.FOLDER, settings.mart.port
+    return [
+        Part(
+            Service("postgres", postgres.postgres_command(folder, port), port=port, stop_signal=postgres.STOP_SIGNAL),
+            prepare=lambda: postgres.prepare(folder, settings.mart, settings.run_dir),
+            ready=lambda: postgres.ready(settings.mart, settings.run_dir),
+            setting="mart.port",
+        )
+    ]
+
+
+def _dashboards(settings: Settings, environment: dict[str, str], show: Callable[[str], object]) -> list[Part]:
+    """The mart's follower, and Superset."""
+    port = settings.dashboards.port
+    return [
+        Part(Service("mart", flead_command("mart", "follow"), environment)),
+        Part(
+            Service("superset", superset.command(settings), superset.environment(settings), port),
+            prepare=lambda: superset.prepare(settings, show),
+            setting="dashboards.port",
+        ),
+    ]
 
 
 def _mongodb(settings: Settings) -> list[Part]:

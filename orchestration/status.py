@@ -35,6 +35,7 @@ class Status:
     dead_letter_reasons: dict[str, int] = field(default_factory=dict)
     producer: dict[str, Any] = field(default_factory=dict)
     job: dict[str, Any] = field(default_factory=dict)
+    mart: dict[str, Any] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
 

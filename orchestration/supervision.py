@@ -38,6 +38,8 @@ class Service:
         exit codes that are final; after any other end it is started again
     stop_limit_s:
         how long it may take to stop in order, s, before it is killed
+    stop_signal:
+        what asks it to stop in order
     """
 
     name: str
@@ -46,6 +48,7 @@ class Service:
     port: int | None = None
     final_exits: tuple[int, ...] = ()
     stop_limit_s: int = STOP_LIMIT_S
+    stop_signal: signal.Signals = signal.SIGTERM
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +193,7 @@ def _configuration(services: Iterable[Service], work: Path, logs: Path) -> str:
     ]  # fmt: skip
     for service in services:
         described = {
-            "command": ends_with_parent(service.command),
+            "command": ends_with_parent(service.command, service.stop_signal),
             "environment": dict(service.environment),
             "folder": str(logs.parent),
         }
@@ -200,7 +203,7 @@ def _configuration(services: Iterable[Service], work: Path, logs: Path) -> str:
             f"[program:{service.name}]", f"command={work}/python -IS {work}/launch.py {work}/{service.name}.json",
             "autostart=false", f"autorestart={'unexpected' if codes else 'true'}", f"exitcodes={codes or '0'}",
             f"startsecs={0 if 0 in service.final_exits else 1}", "startretries=10",
-            "stopsignal=TERM", f"stopwaitsecs={service.stop_limit_s}", "killasgroup=true",
+            f"stopsignal={service.stop_signal.name[3:]}", f"stopwaitsecs={service.stop_limit_s}", "killasgroup=true",
             "redirect_stderr=true", f"stdout_logfile={work}/logs/{service.name}.log",
             "stdout_logfile_maxbytes=20MB", "stdout_logfile_backups=1",
         ]  # fmt: skip

@@ -21,8 +21,14 @@ from orchestration.watching import Watcher, judge
 READY_LIMIT_S = 90.0
 JOB_LIMIT_S = 120.0
 DRAIN_LIMIT_S = 45.0
-ANALYTICS_AFTER_S = 30.0
-"""Streaming analytics begin so long after everything is up, if there is no round before."""
+LATER_AFTER_S = 30.0
+"""What only looks at the stream begins so long after everything is up, if there is no round before."""
+DASHBOARDS = ("mart", "superset")
+"""A run goes on without them."""
+LATER = ("analytics", *DASHBOARDS)
+"""In the order of their start."""
+BETWEEN_STARTS_S = 8.0
+"""Each of them is busy for about so long at first."""
 REFRESH_S = 1.0
 
 
@@ -48,18 +54,27 @@ class Run:
         called with each new status
     say:
         called with one line for people at every step
+    reveal:
+        called with a line that holds a password, once, when it is made; not for a log
     """
 
     def __init__(
-        self, settings: Settings, options: Options, show: Callable[[Status], None], say: Callable[[str], None]
+        self,
+        settings: Settings,
+        options: Options,
+        show: Callable[[Status], None],
+        say: Callable[[str], None],
+        reveal: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._options = options
         self._say = say
+        self._reveal = reveal
         self._stopping = threading.Event()
         self._watcher = Watcher(settings, archived="archive" not in options.without, show=show, say=say)
         self._status = self._watcher.status
-        self._later: set[str] = set()
+        self._later: list[str] = []
+        self._next_start = 0.0
 
     def execute(self) -> Status:
         """Start, watch and stop; returns the last status, with its checks.
@@ -72,7 +87,7 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._interrupt)
         settings = self._settings
-        parts = declare(settings, self._options.producer, self._options.without)
+        parts = declare(settings, self._options.producer, self._options.without, self._reveal)
         with ExitStack() as stack:
             stack.enter_context(only_run(settings.run_dir))
             preflight(settings, parts)
@@ -95,8 +110,11 @@ class Run:
     def _start(self, supervisor: Supervisor, parts: list[Part]) -> None:
         """Start the servers side by side, wait until each is ready, then what uses them."""
         watcher = self._watcher
-        users = {"server", "learner", "archive", "analytics", "producer"}
+        users = {"server", "learner", "archive", "producer", *LATER}
         servers = [part for part in parts if part.service.name not in users]
+        for part in parts:
+            if part not in servers:
+                part.prepare()
         for part in servers:
             part.prepare()
             supervisor.start(part.service.name)
@@ -117,10 +135,10 @@ class Run:
         self._say("waiting for the learning job")
         self._wait(supervisor, "learner", watcher.job_runs, JOB_LIMIT_S)
         watcher.mark("job_running")
-        self._later = {"analytics"} & names
+        self._later = [name for name in LATER if name in names]
         if "producer" in names:
             supervisor.start("producer")
-        self._say(f"everything is up after {watcher.elapsed_s():.0f} s")
+        self._say(f"everything is up after {watcher.elapsed_s():.0f} s: {self._settings.server.url}/console")
 
     def _wait(self, supervisor: Supervisor, name: str, ready: Callable[[], object], limit_s: float) -> None:
         """Wait until a part is ready, no longer than its process lives or `limit_s`."""
@@ -144,15 +162,17 @@ class Run:
     def _watch(self, supervisor: Supervisor) -> None:
         """Refresh the status until the end that was asked for."""
         self._status.state = "running"
-        began = self._watcher.elapsed_s()
+        began, said = self._watcher.elapsed_s(), set[str]()
         while not self._stopping.is_set():
             self._watcher.look(supervisor)
-            if self._status.counts.get("rounds") or self._watcher.elapsed_s() - began > ANALYTICS_AFTER_S:
-                self._start_analytics(supervisor)
-            for name, service in self._status.services.items():
-                if service["state"] == "fatal":
-                    self._say(f"{name} was given up: {_log_hint(supervisor, name)}")
-                    return
+            if self._status.counts.get("rounds") or self._watcher.elapsed_s() - began > LATER_AFTER_S:
+                self._start_next(supervisor)
+            given_up = {name for name, service in self._status.services.items() if service["state"] == "fatal"}
+            for name in sorted(given_up - said):
+                self._say(f"{name} was given up: {_log_hint(supervisor, name)}")
+            said |= given_up
+            if given_up - set(DASHBOARDS):
+                return
             producer = self._status.producer
             if producer.get("finished"):
                 self._say("the producer has sent everything")
@@ -162,16 +182,20 @@ class Run:
                 return
             self._stopping.wait(REFRESH_S)
 
-    def _start_analytics(self, supervisor: Supervisor) -> None:
-        """Start Spark, if that has not been done: after the first round, since both need the same cores."""
-        if "analytics" in self._later:
-            self._later.discard("analytics")
-            supervisor.start("analytics")
+    def _start_next(self, supervisor: Supervisor) -> None:
+        """Start the next of what only looks on: after the first round, and not all at once, for all want the cores."""
+        if self._later and time.monotonic() >= self._next_start:
+            self._next_start = time.monotonic() + BETWEEN_STARTS_S
+            name = self._later.pop(0)
+            supervisor.start(name)
+            if name == "superset":
+                self._say(f"dashboards within half a minute, the first time two: {self._settings.dashboards.url}")
 
     def _wind_down(self, supervisor: Supervisor, parts: list[Part]) -> None:
         """Stop the source, let what is on its way arrive, stop the job with a savepoint, and judge."""
         self._status.state = "stopping"
-        self._start_analytics(supervisor)
+        if "analytics" in self._later:  # a short run: what has flowed is still to be stored
+            supervisor.start("analytics")
         names = {part.service.name for part in parts}
         if "producer" in names:
             supervisor.stop("producer")

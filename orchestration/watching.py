@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,8 @@ from storage.archive import ArchiveRepository
 from storage.connection import connect, open_database
 from storage.documents import PipelineSample
 from storage.samples import SampleRepository
+from visualization.mart import server as postgres
+from visualization.mart.lag import lag_of
 
 SAMPLE_EVERY_S = 5.0
 """How often a look is kept in MongoDB, for dashboards."""
@@ -57,6 +60,7 @@ class Watcher:
         self._rounds_before = 0
         self._first_reading: float | None = None
         self._next_sample_s = 0.0
+        self._mart = postgres.address(settings.mart, settings.run_dir, postgres.Role.READER)
         self._produce_file = settings.run_dir / "produce.json"
         self.status = Status(state="starting", updated=_now(), run_dir=str(settings.run_dir))
 
@@ -113,6 +117,9 @@ class Watcher:
                 status.counts |= self._stored()
             with suppress(Unavailable):
                 self._keep_sample()
+        if "mart" in states:
+            with suppress(Unavailable):
+                status.mart = asdict(lag_of(self._mart))
         with suppress(OSError, ValueError):
             status.producer = json.loads(self._produce_file.read_text())
         if status.counts.get("rounds_this_run") and "first_round" not in self._timings:

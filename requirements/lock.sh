@@ -8,4 +8,5 @@ compile() {
 }
 compile requirements/pipeline.in -o requirements/pipeline.txt
 compile requirements/java.in -o requirements/java.txt
+compile requirements/superset.in -o requirements/superset.txt
 compile -c requirements/pipeline.txt requirements/dev.in -o requirements/dev.txt

@@ -6,4 +6,7 @@ pytest_plugins = [
     "tests.fixtures_run",
     "tests.fixtures_cli",
     "tests.fixtures_spark",
+    "tests.fixtures_mart",
+    "tests.fixtures_browser",
+    "tests.fixtures_superset",
 ]

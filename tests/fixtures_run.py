@@ -22,6 +22,7 @@ from tests.fixtures_storage import wait_until
 
 PORTS = (
     "KAFKA__PORT", "KAFKA__CONTROLLER_PORT", "MONGODB__PORT", "FLINK__REST_PORT", "FLINK__RPC_PORT", "SERVER__PORT",
+    "MART__PORT", "DASHBOARDS__PORT",
 )  # fmt: skip
 
 

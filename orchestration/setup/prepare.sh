@@ -3,6 +3,7 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 VENV="$ROOT/.venv"
+SUPERSET="$ROOT/.venv-superset"
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "flead: $*"; exit 1; }
@@ -27,7 +28,7 @@ make_environment() {
   local python
   python="$(find_python)" || die "Python 3.11 is needed and was not found: install it, or name it in FLEAD_PYTHON"
   if [ -e "$VENV" ] && ! "$VENV/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
-    say "the environment in .venv does not work any more: making it anew"
+    say "the environment in ${VENV##*/} does not work any more: making it anew"
     rm -rf "$VENV"
   fi
   [ -e "$VENV/bin/python" ] && return
@@ -75,6 +76,20 @@ RUN.prepare()') || exit 1
   fi
 }
 
+prepare_superset() { # an environment of its own: its pins and the pipeline's exclude each other
+  local wanted="$ROOT/requirements/superset.txt" stamp="$SUPERSET/.flead-superset"
+  local VENV="$SUPERSET" print; print="$(fingerprint "$wanted")"
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$print" ]; then
+    say "setting up, once: Superset for dashboards (about 650 MB)"
+    make_environment
+    install "$wanted"
+    # Superset's pages would count their readers with its makers, by a picture; the browser is told to refuse it, too.
+    grep -rlZ 'https://apachesuperset.gateway.scarf.sh/pixel' "$VENV"/lib/python*/site-packages/superset/static/assets |
+      xargs -0 -r sed -i 's#https://apachesuperset.gateway.scarf.sh/pixel#data:,#g' || true
+    printf '%s' "$print" >"$stamp"
+  fi
+}
+
 prepare() {
   local wanted="$ROOT/requirements/$1.txt" stamp="$VENV/.flead-$1" began=$SECONDS
   local print; print="$(fingerprint "$wanted" "$ROOT/requirements/java.txt")"
@@ -91,5 +106,6 @@ prepare() {
   fi
   (cd "$ROOT" && "$VENV/bin/python" -m orchestration.setup.jars) || exit 1
   compile_kernels
+  prepare_superset
   if [ $((SECONDS - began)) -gt 5 ]; then say "set up in $((SECONDS - began)) s"; fi
 }
