@@ -309,4 +309,5 @@ class TestARunFolder:
 
 
 def test_a_run_without_what_it_cannot_do_without_is_refused(flead: Flead) -> None:
-    assert "--without knows analytics, archive, dashboards, producer, not kafka" in refused(flead("up", "--without", "kafka"))
+    said = refused(flead("up", "--without", "kafka"))
+    assert "--without knows analytics, archive, dashboards, producer, not kafka" in said
