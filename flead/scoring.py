@@ -173,10 +173,11 @@ def _quantile(tail: Floats, share: float) -> float:
 (
     _COUNT, _LAST, _BEFORE, _CHANGED, _GRAIN, _STIR, _ROUGH, _RUN, _USUAL_RUN, _LONGEST_RUN, _LEVEL, _PATH,
     _ZEROS, _ABSENT, _LONGEST_ABSENT, _FAST, _STEADY, _VARIANCE, _ENERGY, _USUAL_ENERGY, _OF_DAY, _REPEATED,
-) = range(22)  # fmt: skip
+    _REST,
+) = range(23)  # fmt: skip
 DAY_BINS = 24
 _RING_LENGTH = 16
-_MEANS = 22
+_MEANS = 23
 _LOW = _MEANS + 3
 _HIGH = _LOW + _SIGNALS
 _LOW_BEFORE = _HIGH + _SIGNALS
@@ -418,6 +419,9 @@ _REPEATS_WEIGHT = 0.72
 """Weight of a run's surprise beside others: its repeats are not independent."""
 _FORGET_RECORD = 0.9999
 """What is left of a record after another run has ended."""
+_LONG_REST, _LONGER_REST = 300.0, 4.0
+"""A rest is long from so many readings on, and at the same value may take up to so many times as long: the first night
+of a device that began before dawn is twice what it has seen of it."""
 _CERTAIN = 3.0
 """Surprise at a run beyond any record, twice that at the moment when it falls."""
 _ENDLESS_RUN = (20.0, 400.0)
@@ -439,21 +443,31 @@ def _record(run: float, longest: float, times: float, more: float, before: float
 
 
 @kernel
-def _repeats(own: Floats, parts: Floats, change: float) -> None:
-    """Surprise at a value that stays equal: by the usual length of such runs, and by the longest."""
-    if change == 0.0:
+def _repeats(own: Floats, parts: Floats, x: float) -> None:
+    """Surprise at a value that stays equal: by the usual length of such runs, and by the longest.
+
+    A value at which the sensor has rested for long before, as light does in the dark, may rest again, and longer.
+    """
+    if x == own[_LAST]:
         own[_RUN] += 1.0
+        if own[_CHANGED] == 0.0:
+            return  # a sensor that never changed yet: no run of it has ended
+        usual, longest = 2.0 ** own[_USUAL_RUN] - 1.0 + _RUN_SOFT, own[_LONGEST_RUN]
+        times, more = _ENDLESS_RUN
+        if x == own[_REST] and longest >= _LONG_REST:
+            usual, times, more = max(usual, longest), _LONGER_REST, _NEW_RECORD
         if own[_RUN] <= _NEWS:
-            usual = 2.0 ** own[_USUAL_RUN] - 1.0 + _RUN_SOFT
             own[_REPEATED] += log10((usual + 1.0) / usual)  # of a geometric law
-        elif own[_RUN] <= own[_LONGEST_RUN] + _NEW_RECORD:
+        elif own[_RUN] <= longest + _NEW_RECORD:
             own[_REPEATED] *= _NEWS_LEFT
         parts[_STUCK] = _REPEATS_WEIGHT * own[_REPEATED]
-        parts[_ENDLESS] = _record(own[_RUN], own[_LONGEST_RUN], *_ENDLESS_RUN, own[_RUN] - 1.0)
+        parts[_ENDLESS] = _record(own[_RUN], longest, times, more, own[_RUN] - 1.0)
         return
-    run = log2(1.0 + own[_RUN]) if own[_RUN] > 0.0 else 0.0
-    own[_USUAL_RUN] += max(_RUN_RATE, 1.0 / (own[_CHANGED] + 1.0)) * (run - own[_USUAL_RUN])
-    own[_LONGEST_RUN] = max(_FORGET_RECORD * own[_LONGEST_RUN], own[_RUN])
+    usual = own[_RUN] if own[_CHANGED] > 1.0 else 0.0  # what a sensor begins with may be a rest, and is no usual run
+    own[_USUAL_RUN] += max(_RUN_RATE, 1.0 / (own[_CHANGED] + 1.0)) * (log2(1.0 + usual) - own[_USUAL_RUN])
+    own[_LONGEST_RUN] *= _FORGET_RECORD
+    if own[_RUN] >= own[_LONGEST_RUN]:
+        own[_LONGEST_RUN], own[_REST] = own[_RUN], own[_LAST]
     own[_RUN] = own[_REPEATED] = 0.0
 
 
@@ -540,8 +554,7 @@ def _value(own: Floats, parts: Floats, x: float, residual: float, time: float) -
         _begin(own, x)
     _novelty(own, parts, x, time)
     _changes(own, parts, x, residual)
-    if own[_CHANGED] > 0.0:
-        _repeats(own, parts, x - own[_LAST])
+    _repeats(own, parts, x)
     own[_LONGEST_ABSENT] = max(_FORGET_RECORD * own[_LONGEST_ABSENT], own[_ABSENT])
     own[_ABSENT] = 0.0
     _zero(own, parts, x)

@@ -104,6 +104,8 @@ class Watcher:
         """Look at everything once; what does not answer keeps its last value."""
         status = self.status
         states = supervisor.states()
+        with suppress(OSError, ValueError):
+            status.producer = json.loads(self._produce_file.read_text())
         status.services = {name: self._service(supervisor, name, state) for name, state in states.items()}
         with suppress(Unavailable):
             self._look_at_job()
@@ -120,8 +122,6 @@ class Watcher:
         if "mart" in states:
             with suppress(Unavailable):
                 status.mart = asdict(lag_of(self._mart))
-        with suppress(OSError, ValueError):
-            status.producer = json.loads(self._produce_file.read_text())
         if status.counts.get("rounds_this_run") and "first_round" not in self._timings:
             self.mark("first_round")
             self._say(f"first round {self.elapsed_s():.0f} s after the start")

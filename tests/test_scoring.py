@@ -197,6 +197,26 @@ def test_a_long_run_that_is_nothing_new_does_not_stay_surprising() -> None:
     assert (into[60:100] < 1.0).all()
 
 
+def light(*dark: int) -> Floats:
+    """Light beside a temperature: so many dark readings, each time after 700 bright ones but the first."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for night in dark:
+        parts += [np.zeros(night), 300.0 + 50.0 * rng.normal(size=700)]
+    bright = np.concatenate(parts)
+    return np.column_stack((bright, 20.0 + 0.1 * rng.normal(size=bright.size)))
+
+
+def test_dark_is_no_stuck_sensor_where_it_was_dark_for_long_before() -> None:
+    into = scored(light(600, 1_200, 1_200))
+    assert "stuck" not in [k for k, u in zip(kinds(into), into[:, 0], strict=True) if u > 2.0]
+
+
+def test_a_rest_far_longer_than_any_is_a_stuck_sensor() -> None:
+    into = scored(light(600, 5_000))[1_300:]
+    assert "stuck" in [k for k, u in zip(kinds(into), into[:, 0], strict=True) if u > 3.0]
+
+
 def test_a_plug_in_detector_is_heard_whatever_its_unit() -> None:
     rng = np.random.default_rng(2)
     strange = np.abs(rng.normal(size=(4_000, 1)))

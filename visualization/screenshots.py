@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 IMAGES = PROJECT / "docs" / "images"
-WIDTH, HEIGHT = 1440, 900
+CONSOLE, DASHBOARD = (1440, 900), (1600, 1150)
+"""Sizes of the pictures, pixels."""
 LIMIT_MS = 60_000
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
@@ -59,10 +60,10 @@ def browsing() -> Iterator[Browser]:
 
 
 @contextmanager
-def page_of(browser: Browser, *, dark: bool = False) -> Iterator[Page]:
-    """A page of the usual size; raises `FleadError` at its end if it wrote an error."""
+def page_of(browser: Browser, size: tuple[int, int], *, dark: bool = False) -> Iterator[Page]:
+    """A page of this width and height; raises `FleadError` at its end if it wrote an error."""
     context = browser.new_context(
-        viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="dark" if dark else "light", locale="en-GB"
+        viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light", locale="en-GB"
     )
     page, wrong = context.new_page(), []
     page.set_default_timeout(LIMIT_MS)
@@ -78,14 +79,14 @@ def take_console(browser: Browser, settings: Settings, device: str | None, folde
     """The live console in light and dark, and one device."""
     url = f"{settings.server.url}/console"
     for name, dark in (("console", False), ("console-dark", True)):
-        with page_of(browser, dark=dark) as page:
+        with page_of(browser, CONSOLE, dark=dark) as page:
             page.goto(url)
             cells = page.locator(".grid .cell")
             cells.first.wait_for()
             page.wait_for_timeout(12_000)  # what is drawn over time is to be seen
             device = device or cells.first.get_attribute("data-name")
             page.screenshot(path=folder / f"{name}.png")
-    with page_of(browser) as page:
+    with page_of(browser, CONSOLE) as page:
         page.goto(f"{url}/device/{device}")
         page.locator(".device .canvas").first.wait_for()
         page.wait_for_timeout(8_000)
@@ -97,18 +98,17 @@ def take_dashboards(browser: Browser, settings: Settings, folder: Path) -> None:
     password, base = service.admin_password(settings), settings.dashboards.url
     with Superset(base, service.ADMIN, password) as superset:
         slugs = {found["slug"]: found["dashboard_title"] for found in superset.dashboards()}
-    with page_of(browser) as page:
+    with page_of(browser, DASHBOARD) as page:
         page.goto(f"{base}/login/")
         page.locator("input[name=username], input#username").fill(service.ADMIN)
         page.locator("input[type=password]").fill(password.get_secret_value())
         page.keyboard.press("Enter")
         page.wait_for_url(lambda url: "/login" not in url)
         for slug in slugs:
-            page.goto(f"{base}/superset/dashboard/{slug}/?standalone=1")
-            page.locator(".dashboard-grid, .grid-container").first.wait_for()
+            page.goto(f"{base}/superset/dashboard/{slug}/")
             page.locator(".slice_container").first.wait_for()
-            page.wait_for_function("!document.querySelector('.loading')")
-            page.wait_for_timeout(2_000)
+            page.wait_for_function("() => !document.querySelector('.dashboard .loading')")
+            page.wait_for_timeout(3_000)  # lines grow for a second
             page.screenshot(path=folder / f"dashboard-{slug}.png")
 
 

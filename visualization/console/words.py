@@ -28,8 +28,8 @@ ENOUGH = 200
 """Readings that a version is judged on at least."""
 POOLED = 5
 """So many versions, the newest, are judged together: one may have met an easy minute."""
-NO_CHANGE = 0.01
-"""A change of the skill up to this is none."""
+NO_CHANGE = 0.05
+"""A difference of skill that says nothing: by the hour of the day it moves by a few points."""
 STILL_S, STALE_S = 10.0, 30.0
 """A stream without a prediction for so long stands still; a run that was silent for so long may be over, s."""
 

@@ -1,7 +1,7 @@
 // The devices: one button each, touched only where a frame says that something changed.
 // A thousand of them would be slow as Vue's elements and are not as buttons of our own.
 
-import { STATES, inOrder, stateInWords } from "flead-console/words.js";
+import { STATES, inOrder, sharedBeginning, stateInWords } from "flead-console/words.js";
 
 const ORDER = Object.keys(STATES); // worst first
 const NAMED = 160; // up to so many devices have their name on them
@@ -57,7 +57,7 @@ export default {
         button.dataset.name = name;
         label.textContent = name; // text, never HTML: names come from outside
         sign.setAttribute("aria-hidden", "true");
-        cell = { button, count, state: null, alarms: 0 };
+        cell = { button, label, count, state: null, alarms: 0 };
         this.cells.set(name, cell);
         this.$el.append(button);
         this.dirty = true;
@@ -96,8 +96,13 @@ export default {
       const names = this.order === "trouble" ? ORDER.flatMap(inState) : this.byName;
       this.reorder(names.map((name) => this.cells.get(name).button));
       this.sorted = names;
+      this.label(map ? sharedBeginning(names) : "");
       if (map) this.place();
       this.keepOneReachable();
+    },
+    // On a map there is little room: what all names begin with is left out.
+    label(beginning) {
+      for (const [name, { label }] of this.cells) label.textContent = name.slice(beginning.length);
     },
     // Moves as few as it can: a thousand that are put down anew would take a frame or two.
     reorder(buttons) {

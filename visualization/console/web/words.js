@@ -29,3 +29,11 @@ export function stateInWords(state, alarms) {
 }
 
 export const inOrder = new Intl.Collator("en", { numeric: true }).compare;
+
+// What all names begin with, up to and with the last sign that is neither letter nor digit: "mote-" of mote-1, mote-12.
+export function sharedBeginning(names) {
+  let shared = names[0] ?? "";
+  for (const name of names) while (!name.startsWith(shared)) shared = shared.slice(0, -1);
+  const end = Math.max(...["-", "_", ".", "/", " "].map((sign) => shared.lastIndexOf(sign)));
+  return names.some((name) => name.length === end + 1) ? "" : shared.slice(0, end + 1);
+}
