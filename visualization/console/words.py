@@ -82,9 +82,11 @@ def sentence(alert: Mapping[str, Any]) -> str:
     >>> sentence({"kind": "unrest", "sensor": None, "observed": None, "expected": None})
     'several sensors unusual at once'
     """
-    sensor, what = alert.get("sensor"), kind_in_words(alert.get("kind"))
+    sensor, kind = alert.get("sensor"), alert.get("kind")
     observed, expected = (value_in_words(sensor, alert.get(name)) for name in ("observed", "expected"))
-    about = f"{sensor}: {what}" if alert.get("kind") == "missing" else f"{sensor} {what}" if sensor else what
+    about = what = kind_in_words(kind)
+    if sensor:
+        about = f"{what}, {sensor} most" if kind == "unrest" else f"{sensor}{':' * (kind == 'missing')} {what}"
     if observed == UNKNOWN:
         return about if expected == UNKNOWN else f"{about}, expected {expected}"
     return f"{about}: {observed}" + ("" if expected in (UNKNOWN, observed) else f", expected {expected}")
