@@ -149,6 +149,15 @@ class TestWhatFlows:
         assert versions == list(range(1, len(versions) + 1))
         assert versions
 
+    def test_every_chart_of_every_dashboard_answers(self, live_run: LiveRun) -> None:
+        live_run.wait(lambda status: port_is_taken(live_run.port("DASHBOARDS__PORT")), 240.0)
+        live_run.wait(lambda status: status["mart"]["follows"] and status["mart"]["behind_s"] is not None)
+        checked = live_run.flead("dashboards", "check", "--json")
+        charts = json.loads(checked.stdout)
+        assert [one for one in charts if not one["ok"]] == []
+        assert {one["dashboard"] for one in charts} == {"Fleet", "Device", "Global model", "Anomalies", "Pipeline"}
+        assert next(one for one in charts if one["chart"] == "Readings sent and predicted on (per second)")["rows"] > 0
+
     def test_a_devices_model_is_exported_while_it_learns(self, live_run: LiveRun, tmp_path: Path) -> None:
         output = tmp_path / "model.tflite"
         options = ("--device", "sim-1", "--format", "tflite", "--output", str(output), "--json")
