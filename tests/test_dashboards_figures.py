@@ -29,6 +29,7 @@ COUNT: Document = {"$sum": 1}
 SHARE: Document = {"$avg": {"$cond": ["$is_anomaly", 1.0, 0.0]}}
 OURS: Document = {"$match": {"device_id": FIRST}}
 HOURS: Document = {"$match": {"window": "1h"}}
+MINUTES: Document = {"$match": {"window": "1m"}}  # global models are scored by no other
 SENSORS: tuple[Document, ...] = (
     HOURS, {"$set": {"part": {"$objectToArray": "$sensors"}}}, {"$unwind": "$part"}, {"$set": {"sensor": "$part.k"}},
 )  # fmt: skip
@@ -88,7 +89,7 @@ def skill(by: Document | None = None) -> Callable[[Held], Rows]:
         "ours": {"$sum": {"$multiply": ["$error", "$count"]}},
         "theirs": {"$sum": {"$multiply": ["$persistence", "$count"]}},
     }
-    return ratio("Skill", "ours", "theirs", ask("model_scores", HOURS, by=by, **sums), base=1.0)
+    return ratio("Skill", "ours", "theirs", ask("model_scores", MINUTES, by=by, **sums), base=1.0)
 
 
 def errors_by_hour(held: Held) -> Rows:
@@ -96,7 +97,7 @@ def errors_by_hour(held: Held) -> Rows:
     for figure, field in (("Error", "error"), ("Error of no change", "persistence")):
         total: Document = {"$sum": {"$multiply": [f"${field}", "$count"]}}
         by = {"start": truncated("start", "hour")}
-        asked = ratio(figure, "sum", "count", ask("model_scores", HOURS, by=by, sum=total, count={"$sum": "$count"}))
+        asked = ratio(figure, "sum", "count", ask("model_scores", MINUTES, by=by, sum=total, count={"$sum": "$count"}))
         rows.append({row["start"]: row for row in asked(held)})
     return [{**rows[0][start], **rows[1][start]} for start in rows[0]]
 

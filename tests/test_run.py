@@ -156,7 +156,9 @@ class TestWhatFlows:
         charts = json.loads(checked.stdout)
         assert [one for one in charts if not one["ok"]] == []
         assert {one["dashboard"] for one in charts} == {"Fleet", "Device", "Global model", "Anomalies", "Pipeline"}
-        assert next(one for one in charts if one["chart"] == "Readings sent and predicted on (per second)")["rows"] > 0
+        rows = {one["chart"]: one["rows"] for one in charts}
+        assert rows["Readings sent and predicted on (per second)"] > 0
+        assert rows["Skill by version of the global model"] > 0
 
     def test_a_devices_model_is_exported_while_it_learns(self, live_run: LiveRun, tmp_path: Path) -> None:
         output = tmp_path / "model.tflite"

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 IMAGES = PROJECT / "docs" / "images"
-CONSOLE, DASHBOARD = (1440, 900), (1600, 1150)
-"""Sizes of the pictures, pixels."""
+CONSOLE, DASHBOARD = (1440, 900), (1600, 1900)
+"""Sizes of the pages, pixels: charts of a dashboard that are not in sight are not drawn."""
+SHOWN = 1600, 1150
+"""The part of a dashboard that is a picture."""
 LIMIT_MS = 60_000
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
@@ -109,7 +111,9 @@ def take_dashboards(browser: Browser, settings: Settings, folder: Path) -> None:
             page.locator(".slice_container").first.wait_for()
             page.wait_for_function("() => !document.querySelector('.dashboard .loading')")
             page.wait_for_timeout(3_000)  # lines grow for a second
-            page.screenshot(path=folder / f"dashboard-{slug}.png")
+            page.screenshot(
+                path=folder / f"dashboard-{slug}.png", clip={"x": 0, "y": 0, "width": SHOWN[0], "height": SHOWN[1]}
+            )
 
 
 if __name__ == "__main__":
