@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def send(kafka_servers: str) -> Any:
 
 
 def cell(page: Page, device: str) -> Locator:
-    return page.locator(".cell", has=page.get_by_text(device, exact=True))
+    return page.locator(f".cell[data-name={json.dumps(device)}]")  # on a map its label may be shorter
 
 
 def expect(locator: Any) -> Any:
