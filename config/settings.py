@@ -13,7 +13,7 @@ import ipaddress
 import os
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -60,6 +60,7 @@ Expiring = Literal[
     "model_scores", "analysis_days", "analysis_evaluations", "analysis_reports", "pipeline_samples",
 ]  # fmt: skip
 """The collections that may be given a time to keep."""
+_KEPT_DAYS: dict[Expiring, float | None] = {"local_models": 7.0, "dead_letters": 30.0, "pipeline_samples": 30.0}
 
 
 class MongoSettings(_Section):
@@ -70,7 +71,7 @@ class MongoSettings(_Section):
     database: str = "flead"
     max_pool_size: int = Field(32, ge=1, le=1_000, description="connections of each process at most")
     retention_days: dict[Expiring, Annotated[float, Field(gt=0, le=24_855)] | None] = Field(
-        {"local_models": 7.0, "dead_letters": 30.0, "pipeline_samples": 30.0},
+        _KEPT_DAYS,
         description="how long what a collection stores is kept, days; null: for ever. What is not named stays as it is",
     )
 
@@ -78,7 +79,7 @@ class MongoSettings(_Section):
     @classmethod
     def _beside_the_defaults(cls, given: dict[Expiring, float | None]) -> dict[Expiring, float | None]:
         """Who names one collection does not mean the others."""
-        return {"local_models": 7.0, "dead_letters": 30.0, "pipeline_samples": 30.0, **given}
+        return {**_KEPT_DAYS, **given}
 
     @model_validator(mode="before")
     @classmethod
@@ -169,11 +170,12 @@ class SparkSettings(_Section):
         return self
 
 
-class ServerSettings(_Section):
-    """The global server."""
+class _Local(_Section):
+    """A server of pages or REST that only this machine may reach; `_why_here` says why."""
 
     host: str = "127.0.0.1"
-    port: Port = 8000
+    port: Port
+    _why_here: ClassVar[str]
 
     @property
     def url(self) -> str:
@@ -184,7 +186,19 @@ class ServerSettings(_Section):
     @field_validator("host")
     @classmethod
     def _only_this_machine(cls, host: str) -> str:
-        return _loopback(host, "this server has no credentials yet")
+        if host != "localhost" and not (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+            raise ValueError(
+                f"{host!r} is reachable from outside, and {cls._why_here}: "
+                "use 127.0.0.1 and a tunnel or an authenticating proxy"
+            )
+        return host
+
+
+class ServerSettings(_Local):
+    """The global server."""
+
+    port: Port = 8000
+    _why_here: ClassVar[str] = "this server has no credentials yet"
 
 
 class MartSettings(_Section):
@@ -195,24 +209,13 @@ class MartSettings(_Section):
     database: str = Field("flead", min_length=1, max_length=63, pattern=r"^[a-z_][a-z0-9_]*$")
 
 
-class DashboardSettings(_Section):
+class DashboardSettings(_Local):
     """Superset, in an environment of its own."""
 
-    host: str = "127.0.0.1"
     port: Port = 8088
     workers: int = Field(2, ge=1, le=64, description="processes that answer, of about 370 MB each")
     threads: int = Field(4, ge=1, le=64, description="requests that one of them answers at once")
-
-    @property
-    def url(self) -> str:
-        """Where Superset answers."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
-
-    @field_validator("host")
-    @classmethod
-    def _only_this_machine(cls, host: str) -> str:
-        return _loopback(host, "Superset speaks plain HTTP here")
+    _why_here: ClassVar[str] = "Superset speaks plain HTTP here"
 
 
 class AggregationSettings(_Section):
@@ -299,15 +302,6 @@ def load_settings() -> Settings:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         where = named or "config/project_config.yaml"
         raise BadConfiguration(f"the settings in {where} or the environment cannot be read: {cause}") from None
-
-
-def _loopback(host: str, why: str) -> str:
-    """Give back a host that only this machine reaches; raises `ValueError` for any other."""
-    if host != "localhost" and not (_is_address(host) and ipaddress.ip_address(host).is_loopback):
-        raise ValueError(
-            f"{host!r} is reachable from outside, and {why}: use 127.0.0.1 and a tunnel or an authenticating proxy"
-        )
-    return host
 
 
 def _is_address(host: str) -> bool:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from pydantic import SecretStr
 
 from config.settings import Settings
 from flead.errors import Unavailable
@@ -60,9 +62,13 @@ class Watcher:
         self._rounds_before = 0
         self._first_reading: float | None = None
         self._next_sample_s = 0.0
-        self._mart = postgres.address(settings.mart, settings.run_dir, postgres.Role.READER)
         self._produce_file = settings.run_dir / "produce.json"
         self.status = Status(state="starting", updated=_now(), run_dir=str(settings.run_dir))
+
+    @cached_property
+    def _mart(self) -> SecretStr:
+        """The mart's address, which only a run with one has."""
+        return postgres.address(self._settings.mart, self._settings.run_dir, postgres.Role.READER)
 
     def __enter__(self) -> Self:
         settings = self._settings
