@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -11,20 +12,20 @@ from flead.errors import PortTaken
 _PRCTL = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, int(sys.argv[1])); os.execvp(sys.argv[2], sys.argv[2:])"
 
 
-def ends_with_parent(command: list[str], signal: int = 15) -> list[str]:
-    """The command, wrapped so that the kernel sends it `signal` when the thread that started it dies.
+def ends_with_parent(command: list[str], by: int = signal.SIGTERM) -> list[str]:
+    """The command, wrapped so that the kernel sends it `by` when the thread that started it dies.
 
     On Linux, by prctl(2) with PR_SET_PDEATHSIG (1) in a process that then becomes the command: code that runs between
     fork and exec may deadlock where threads run. Elsewhere the command is returned unchanged.
     """
     if sys.platform != "linux":
         return command
-    return [sys.executable, "-ISc", _PRCTL, str(int(signal)), *command]
+    return [sys.executable, "-ISc", _PRCTL, str(int(by)), *command]
 
 
-def stop(process: subprocess.Popen[bytes], limit_s: float = 20.0) -> None:
-    """End a child process: politely, and after `limit_s` at once; one that has ended is fine."""
-    process.terminate()
+def stop(process: subprocess.Popen[bytes], limit_s: float = 20.0, *, by: int = signal.SIGTERM) -> None:
+    """End a child process: politely, by a signal, and after `limit_s` at once; one that has ended is fine."""
+    process.send_signal(by)
     try:
         process.wait(limit_s)
     except subprocess.TimeoutExpired:

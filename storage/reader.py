@@ -14,7 +14,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from config.settings import MongoSettings
-from flead.errors import FleadError
+from flead.errors import CorruptRunFolder, FleadError
 from storage.connection import Document, connect, translated
 
 NAME = "flead-reader"
@@ -65,6 +65,24 @@ def keep_secret(path: Path, secret: SecretStr) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise FleadError(f"{path} cannot be written ({error.strerror}): name another --run-dir") from None
+
+
+def kept_secret(path: Path) -> SecretStr:
+    """Read what a file of ours holds; made at random when it is first asked for.
+
+    Raises
+    ------
+    CorruptRunFolder
+        where the file is not ours to read
+    FleadError
+        where it cannot be made
+    """
+    if not path.exists():
+        keep_secret(path, SecretStr(secrets.token_urlsafe(32)))
+    try:
+        return SecretStr(path.read_text().strip())
+    except OSError as error:
+        raise CorruptRunFolder(f"{path} cannot be read ({error.strerror}): whose run folder is it?") from None
 
 
 def _uri_of(address: str, password: str, database: str) -> str:

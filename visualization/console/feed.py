@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from flead.errors import Unavailable
 from kafka.client import make_consumer
-from kafka.connection import make_admin, metadata, translated
+from kafka.connection import translated
 from kafka.offsets import Offsets
 from kafka.topics import ALERTS, DEAD_LETTERS, GLOBAL_MODEL, LOCAL_UPDATES, PREDICTIONS
 from visualization.console.fleet import Fleet, Kind, Record
@@ -76,8 +76,7 @@ class Feed(threading.Thread):
 
     def _read(self) -> None:
         self._lost = None
-        metadata(make_admin(self._servers), self._servers, timeout_s=ANSWER_S)  # says soon where nobody answers
-        offsets = Offsets(self._servers)
+        offsets = Offsets(self._servers, limit_s=ANSWER_S)  # says soon where nobody answers
         ends = {topic: offsets.end(topic) for topic in KINDS}  # refuses where a topic is missing
         fetches: dict[str, Any] = {"fetch.wait.max.ms": 50, "error_cb": self._note}
         group = f"flead-console-{time.time_ns()}"

@@ -10,7 +10,6 @@ import logging
 import os
 import pwd
 import re
-import secrets
 import signal
 import subprocess
 import sysconfig
@@ -27,10 +26,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
-from config.child import check_port_free, ends_with_parent, free_port, port_is_taken
+from config.child import check_port_free, ends_with_parent, free_port, port_is_taken, stop
 from config.settings import MartSettings
 from flead.errors import BadConfiguration, CorruptRunFolder, Unavailable
-from storage.reader import keep_secret
+from storage.reader import kept_secret
 from visualization.mart.connection import address_of, line
 
 log = logging.getLogger(__name__)
@@ -135,13 +134,7 @@ def prepare(folder: Path, settings: MartSettings, run_dir: Path) -> None:
 
 def password(run_dir: Path, role: Role) -> SecretStr:
     """The password of a role, which lies in the run folder for its owner only; made when first asked for."""
-    path = password_file(run_dir, role)
-    if not path.exists():
-        keep_secret(path, SecretStr(secrets.token_urlsafe(24)))
-    try:
-        return SecretStr(path.read_text().strip())
-    except OSError as error:
-        raise CorruptRunFolder(f"{path} cannot be read ({error.strerror}): whose run folder is it?") from None
+    return kept_secret(password_file(run_dir, role))
 
 
 def password_file(run_dir: Path, role: Role) -> Path:
@@ -211,12 +204,7 @@ def embedded_postgres(run_dir: Path, settings: MartSettings, limit_s: float = 60
         log.info("PostgreSQL is ready on port %d, pid %d", settings.port, process.pid)
         yield Postgres(settings.port, process.pid)
     finally:
-        process.send_signal(STOP_SIGNAL)
-        try:
-            process.wait(20.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process, by=STOP_SIGNAL)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,8 @@ import httpx
 from pydantic import SecretStr
 
 from config.settings import PROJECT, Settings
-from flead.errors import CorruptRunFolder, FleadError, Unavailable
-from storage.reader import keep_secret
+from flead.errors import FleadError, Unavailable
+from storage.reader import keep_secret, kept_secret
 from visualization.mart.server import Role, address
 from visualization.superset import assets
 
@@ -75,9 +74,9 @@ def prepare(settings: Settings, show: Callable[[str], object] = lambda _: None) 
     home, run_dir = settings.run_dir / "superset", settings.run_dir
     home.mkdir(parents=True, exist_ok=True)
     is_new = not password_file(settings).exists()
-    admin_password = _secret(password_file(settings))
+    admin_password = kept_secret(password_file(settings)).get_secret_value()
     given = {
-        "secret_key": _secret(run_dir / _KEY),
+        "secret_key": kept_secret(run_dir / _KEY).get_secret_value(),
         "metadata_uri": address(settings.mart, run_dir, Role.SUPERSET).get_secret_value(),
         "mart_uri": address(settings.mart, run_dir, Role.READER).get_secret_value(),
         "admin": ADMIN,
@@ -130,22 +129,12 @@ def admin_password(settings: Settings) -> SecretStr:
     path = password_file(settings)
     if not path.exists():
         raise Unavailable(f"no dashboards have been set up in {settings.run_dir}: start a run, or name its --run-dir")
-    return SecretStr(_secret(path))
+    return kept_secret(path)
 
 
 def password_file(settings: Settings) -> Path:
     """Where the administrator's password lies, for its owner only."""
     return settings.run_dir / "secrets" / "superset-admin.password"
-
-
-def _secret(path: Path) -> str:
-    """What a file holds; made at random where there is none."""
-    if not path.exists():
-        keep_secret(path, SecretStr(secrets.token_urlsafe(32)))
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise CorruptRunFolder(f"{path} cannot be read ({error.strerror}): whose run folder is it?") from None
 
 
 def _fingerprint() -> str:
