@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,12 +36,8 @@ from config.settings import PROJECT, KafkaSettings
 from kafka.client import make_producer
 from kafka.embedded import embedded_broker
 from kafka.topics import ALERTS, PREDICTIONS, ensure_topics
+from visualization.browser import BROWSERS, OPTIONS, find_browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 SENSORS = ("humidity", "light", "temperature", "voltage")
 TICK_S = 0.05
 ALARMS_PER_S = 4.0
@@ -172,7 +167,7 @@ def measure(url: str, server: psutil.Process, pages: int, seconds: float, acknow
     """Open so many pages, let them settle, and measure."""
     from playwright.sync_api import sync_playwright
 
-    executable = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    executable = find_browser()
     if executable is None:
         raise SystemExit(f"no browser: one of {', '.join(BROWSERS)} must be on PATH")
     with ExitStack() as stack:
@@ -180,7 +175,7 @@ def measure(url: str, server: psutil.Process, pages: int, seconds: float, acknow
         opened, received = [], [0]
         if pages:
             playwright = stack.enter_context(sync_playwright())
-            browser = playwright.chromium.launch(executable_path=executable, args=list(QUIET))
+            browser = playwright.chromium.launch(executable_path=executable, args=list(OPTIONS))
             stack.callback(browser.close)
             for _ in range(pages):
                 page = browser.new_page()

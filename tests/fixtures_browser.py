@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,15 +18,11 @@ from config.child import ends_with_parent, free_port, stop
 from config.settings import PROJECT
 from storage.embedded import Mongod
 from tests.fixtures_storage import wait_until
+from visualization.browser import BROWSERS, OPTIONS, find_browser
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-OPTIONS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 LIMIT_MS = 20_000
 SCREENSHOTS = PROJECT / "run" / "screenshots"
 
@@ -40,7 +35,7 @@ def browser() -> Iterator[Browser]:
 
     One for each module: while Playwright is there its event loop runs in this thread, where others' tests want theirs.
     """
-    executable = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    executable = find_browser()
     if executable is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on PATH")
     from playwright.sync_api import sync_playwright

@@ -6,7 +6,6 @@ Needs Chromium on PATH and the packages of `requirements/dev.txt`. Refuses a pag
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from config.settings import PROJECT, Settings, load_settings
 from flead.errors import FleadError, Unavailable
+from visualization.browser import OPTIONS, find_browser
 from visualization.superset import service
 from visualization.superset.client import Superset
 
@@ -26,7 +26,6 @@ CONSOLE, DASHBOARD = (1440, 900), (1600, 1900)
 SHOWN = 1600, 1150
 """The part of a dashboard that is a picture."""
 LIMIT_MS = 60_000
-_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
 def main() -> None:
@@ -50,11 +49,11 @@ def browsing() -> Iterator[Browser]:
     """Headless Chromium; raises `Unavailable` where there is none."""
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which("chromium") or shutil.which("google-chrome")
+    path = find_browser()
     if path is None:
         raise Unavailable("there is no browser: install Chromium (on Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(_OPTIONS))
+        browser = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
         try:
             yield browser
         finally:
