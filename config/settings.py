@@ -25,6 +25,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from config.aggregation import AggregationSettings
 from flead.errors import BadConfiguration
 from flead.learner_config import LearnerConfig
 from flead.messages import ReadingLimits
@@ -57,10 +58,12 @@ class KafkaSettings(_Section):
 
 Expiring = Literal[
     "device_data", "local_models", "predictions", "alerts", "dead_letters", "window_aggregates", "shared_anomalies",
-    "model_scores", "analysis_days", "analysis_evaluations", "analysis_reports", "pipeline_samples",
+    "model_scores", "analysis_days", "analysis_evaluations", "analysis_reports", "pipeline_samples", "audit_log",
 ]  # fmt: skip
 """The collections that may be given a time to keep."""
-_KEPT_DAYS: dict[Expiring, float | None] = {"local_models": 7.0, "dead_letters": 30.0, "pipeline_samples": 30.0}
+_KEPT_DAYS: dict[Expiring, float | None] = {
+    "local_models": 7.0, "dead_letters": 30.0, "pipeline_samples": 30.0, "audit_log": 365.0,
+}  # fmt: skip
 
 
 class MongoSettings(_Section):
@@ -114,6 +117,9 @@ class FlinkSettings(_Section):
     max_restarts: int = Field(10, ge=0, description="of the job within ten minutes, before it is given up")
 
     python: str | None = Field(None, description="the interpreter on a foreign cluster's machines; empty: this one")
+    trusted_keys: tuple[str, ...] = Field(
+        (), description="public keys of the servers whose global models are adopted; empty: this run folder's server"
+    )
 
     @model_validator(mode="after")
     def _reachable_checkpoints(self) -> Self:
@@ -170,6 +176,18 @@ class SparkSettings(_Section):
         return self
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, seen from itself only.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "example.org")]
+    [True, True, True, False, False]
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class _Local(_Section):
     """A server of pages or REST that only this machine may reach; `_why_here` says why."""
 
@@ -186,7 +204,7 @@ class _Local(_Section):
     @field_validator("host")
     @classmethod
     def _only_this_machine(cls, host: str) -> str:
-        if host != "localhost" and not (_is_address(host) and ipaddress.ip_address(host).is_loopback):
+        if not is_loopback(host):
             raise ValueError(
                 f"{host!r} is reachable from outside, and {cls._why_here}: "
                 "use 127.0.0.1 and a tunnel or an authenticating proxy"
@@ -194,11 +212,60 @@ class _Local(_Section):
         return host
 
 
-class ServerSettings(_Local):
-    """The global server."""
+class ServerSettings(_Section):
+    """The global server: where it listens, who may ask it, and how often. `docs/security.md` says how to open it."""
 
+    host: str = Field("127.0.0.1", description="beyond this machine only with credentials and TLS")
     port: Port = 8000
-    _why_here: ClassVar[str] = "this server has no credentials yet"
+    signing_key: Path | None = Field(
+        None, description="PEM file of the Ed25519 key that signs global models; empty: one of the run folder's own"
+    )
+    access: Literal["open", "required"] = Field(
+        "open", description="open: whoever is on this machine may do everything; required: users and devices show who"
+    )
+    tls_certificate: Path | None = Field(None, description="PEM, with its chain")
+    tls_key: Path | None = Field(None, description="PEM")
+    behind_proxy: bool = Field(
+        default=False, description="a proxy in front speaks TLS; X-Forwarded-For and -Proto of `proxies` are believed"
+    )
+    proxies: list[str] = Field(["127.0.0.1", "::1"], description="addresses or networks of such proxies")
+    token_minutes: float = Field(15.0, gt=0, le=1_440, description="how long a token of POST /api/token holds")
+    session_hours: float = Field(8.0, gt=0, le=168, description="how long a log-in in the browser holds")
+    scrape_token: SecretStr | None = Field(
+        None, min_length=16, description="with which Prometheus may read /metrics; empty: as a viewer only"
+    )
+    logins_per_minute: int = Field(10, ge=1, description="attempts to log in from one address")
+    requests_per_minute: int = Field(1_200, ge=1, description="of a user")
+    updates_per_minute: int = Field(600, ge=1, description="and other requests, of a device")
+    aggregator_updates_per_minute: int = Field(
+        60_000, ge=1, description="and other requests, of a device that sends for many"
+    )
+
+    @property
+    def url(self) -> str:
+        """Where it answers on this machine."""
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        scheme = "https" if self.tls_certificate else "http"
+        return f"{scheme}://{f'[{here}]' if ':' in here else here}:{self.port}"
+
+    @model_validator(mode="after")
+    def _closed_where_it_can_be_reached(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both, or none")
+        if is_loopback(self.host):
+            return self
+        if self.access != "required":
+            raise ValueError(
+                f"server.host: {self.host!r} is reachable from outside, and access is open: set server.access to "
+                "`required` and make users and keys (docs/security.md), or use 127.0.0.1"
+            )
+        if self.tls_certificate is None and not self.behind_proxy:
+            raise ValueError(
+                f"server.host: {self.host!r} is reachable from outside, and passwords and keys would cross the network "
+                "in the clear: set server.tls_certificate and server.tls_key, or server.behind_proxy where a proxy "
+                "speaks TLS"
+            )
+        return self
 
 
 class MartSettings(_Section):
@@ -216,14 +283,6 @@ class DashboardSettings(_Local):
     workers: int = Field(2, ge=1, le=64, description="processes that answer, of about 370 MB each")
     threads: int = Field(4, ge=1, le=64, description="requests that one of them answers at once")
     _why_here: ClassVar[str] = "Superset speaks plain HTTP here"
-
-
-class AggregationSettings(_Section):
-    """When a round happens."""
-
-    min_devices: int = Field(10, ge=1, description="distinct devices with a pending update that start a round")
-    interval_s: float = Field(1_800.0, gt=0, description="a round at least this often if anything is pending, s")
-    max_weight_norm: float = Field(1e4, gt=0, description="largest Euclidean norm of an update's parameters")
 
 
 class Settings(BaseSettings):
@@ -302,11 +361,3 @@ def load_settings() -> Settings:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         where = named or "config/project_config.yaml"
         raise BadConfiguration(f"the settings in {where} or the environment cannot be read: {cause}") from None
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

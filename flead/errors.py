@@ -7,7 +7,18 @@
     │   ├── BadReading          a record of `flead.readings`: goes to the dead letters, with its `Reason`
     │   ├── BadUpdate           a local update: refused with a problem document or a dead letter
     │   ├── BadModel            weights whose shapes, numbers or architecture do not hold
-    │   └── BadDataset          a file of readings that cannot be read at all
+    │   │   └── ForgedModel     a global model that no trusted server signed
+    │   └── BadRules            rules for making rounds that cannot be
+    ├── BadDataset              a file of readings that cannot be read at all
+    ├── Refused                 who asks may not
+    │   ├── BadCredentials      nothing that shows who asks, or nothing that holds
+    │   ├── Forbidden           known, and not allowed to
+    │   └── TooOften            allowed to, and asks too often
+    ├── BudgetSpent             a round would tell more about a device than is allowed
+    ├── BadSecureSum            a step of a secure sum that does not hold: keys, shares, or what is asked of a device
+    ├── WrongPhase              a step of a secure sum that is over, or has not begun
+    ├── NotThere                what is asked about does not exist
+    ├── Conflict                what is asked cannot be done as things stand
     ├── BadConfiguration        a setting that cannot work; names the setting and the mend
     └── Unavailable             a part of the system that does not answer (broker, database, Flink, network)
         ├── PortTaken           another process listens where ours should
@@ -41,6 +52,7 @@ class Reason(StrEnum):
     CORRUPT_ROW = "corrupt_row"
     BAD_UPDATE = "bad_update"
     BAD_MODEL = "bad_model"
+    FORGED = "forged"
 
 
 class FleadError(Exception):
@@ -81,12 +93,72 @@ class BadUpdate(BadInput):
 class BadModel(BadInput):
     """Weights whose shapes, numbers or architecture do not hold."""
 
+    def __init__(self, detail: str, reason: Reason = Reason.BAD_MODEL) -> None:
+        super().__init__(reason, detail)
+
+
+class ForgedModel(BadModel):
+    """A global model that no trusted server signed."""
+
     def __init__(self, detail: str) -> None:
-        super().__init__(Reason.BAD_MODEL, detail)
+        super().__init__(detail, Reason.FORGED)
+
+
+class BadRules(BadInput):
+    """Rules for making rounds that cannot be."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.OUT_OF_RANGE, detail)
 
 
 class BadDataset(FleadError):
     """A file of readings that cannot be read at all: missing, empty, of no known format."""
+
+
+class Refused(FleadError):
+    """Who asks may not."""
+
+
+class BadCredentials(Refused):
+    """Nothing shows who asks, or what does is wrong, expired or revoked."""
+
+
+class Forbidden(Refused):
+    """It is known who asks, and that is not allowed to them."""
+
+
+class TooOften(Refused):
+    """Who asks does so too often.
+
+    Parameters
+    ----------
+    retry_after_s:
+        when to try again, s
+    """
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class BudgetSpent(FleadError):
+    """A round would tell more about a device than `max_epsilon` allows."""
+
+
+class BadSecureSum(FleadError):
+    """A step of a secure sum that does not hold: keys, shares, or what is asked of a device."""
+
+
+class WrongPhase(FleadError):
+    """A step of a secure sum that is over, or has not begun."""
+
+
+class NotThere(FleadError):
+    """What is asked about does not exist; the message says how to see what does."""
+
+
+class Conflict(FleadError):
+    """What is asked cannot be done as things stand; the message says why."""
 
 
 class BadConfiguration(FleadError):

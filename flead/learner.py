@@ -106,8 +106,9 @@ class DeviceLearner:
     """
 
     __slots__ = (
-        "_absent", "_buffer", "_calls", "_detectors", "_forecaster", "_given", "_n_kept", "_said", "_sizes", "_state",
-        "architecture", "base_version", "cohort", "config", "samples_seen", "sensors", "since_update", "theta",
+        "_absent", "_buffer", "_calls", "_detectors", "_forecaster", "_given", "_loss", "_n_judged", "_n_kept", "_said",
+        "_sizes", "_state", "architecture", "base_version", "cohort", "config", "samples_seen", "sensors",
+        "since_update", "theta",
     )  # fmt: skip
 
     def __init__(self, sensors: tuple[str, ...], config: LearnerConfig) -> None:
@@ -134,6 +135,11 @@ class DeviceLearner:
         self._bind()
         self._absent = [0] * n
         self.samples_seen = self.since_update = self.base_version = 0
+        self._judge_anew()
+
+    def _judge_anew(self) -> None:
+        """Forget how large the errors were: from here on they are another model's, or the next update's."""
+        self._loss, self._n_judged = 0.0, 0
 
     def _use(self, forecaster: Forecaster) -> None:
         self._forecaster, self.theta = forecaster, forecaster.parameters
@@ -203,7 +209,11 @@ class DeviceLearner:
         elif any(self._absent):
             self._absent = [0] * len(self.sensors)
         self._step()
-        return self._outcome(self._said.tolist())
+        said = self._said.tolist()
+        if said[ERROR] == said[ERROR]:  # not NaN
+            self._loss += said[ERROR]
+            self._n_judged += 1
+        return self._outcome(said)
 
     def _step(self) -> None:
         """Let the kernels take the row in `_given`; plug-ins speak and learn in between."""
@@ -258,6 +268,9 @@ class DeviceLearner:
                 said[i] = self._said
         expected, forecast, horizon, surprises = (said[:, SAID + k * n : SAID + (k + 1) * n] for k in range(4))
         sensor = said[:, SENSOR].astype(np.int64)
+        errors = said[np.isfinite(said[:, ERROR]), ERROR]
+        self._loss = float(np.cumsum(np.append(self._loss, errors))[-1])  # in their order, as one by one
+        self._n_judged += errors.size
         return Outcomes(
             expected=expected,
             forecast=forecast,
@@ -339,10 +352,21 @@ class DeviceLearner:
         else:
             self.theta += self.config.mix * (theta - self.theta)
         self.base_version = version
+        self._judge_anew()
         return True
+
+    def return_to(self, theta: Vector, version: int) -> None:
+        """Take an older global model in place of everything: the one that this learner had was taken back."""
+        if theta.shape == self.theta.shape:
+            self.theta[:] = theta
+            self.base_version = 0
+            self.adopt(theta, version)
 
     def take_update(self, device_id: str, timestamp: str) -> dict[str, Any] | None:
         """The update to send after a reading, as it travels; None until `update_every` samples have come since.
+
+        `metadata.loss` is the mean `Outcome.error` of the `loss_count` readings that had one since the last update or
+        the last adoption, whichever is later; both are absent where none had.
 
         Parameters
         ----------
@@ -351,7 +375,7 @@ class DeviceLearner:
         """
         if self.since_update < self.config.update_every or not self.theta.size:
             return None
-        update = {
+        update: dict[str, Any] = {
             "device_id": device_id,
             "weights": network.to_message(self.theta, self.architecture),
             "sample_count": self.since_update,
@@ -364,14 +388,19 @@ class DeviceLearner:
                 "drifts": self.drifts,
             },
         }
+        if self._n_judged:
+            update["metadata"] |= {"loss": self._loss / self._n_judged, "loss_count": self._n_judged}
         self.since_update = 0
+        self._judge_anew()
         return update
 
     def to_bytes(self) -> bytes:
         """The whole state: a version, names and counters as JSON, plug-ins' bytes, and the buffer, little-endian."""
         plugins = [part.to_bytes() for part in self._plugins()]
-        counters = [self.samples_seen, self.since_update, self.base_version, self._absent]
-        header = orjson.dumps([_fingerprint(self.config), self.sensors, *counters, list(map(len, plugins))])
+        counters = [self.samples_seen, self.since_update, self.base_version, self._loss, self._n_judged]
+        header = orjson.dumps(
+            [_fingerprint(self.config), self.sensors, *counters, self._absent, list(map(len, plugins))]
+        )
         kept = self._buffer[: self._n_kept].tobytes()
         return b"".join((_HEAD.pack(_STATE_VERSION, len(header)), header, *plugins, kept))
 
@@ -414,7 +443,8 @@ class DeviceLearner:
             type(detector).from_bytes(part, learner.spec)
             for detector, part in zip(learner._detectors, parts, strict=True)
         ]
-        learner.samples_seen, learner.since_update, learner.base_version = counters
+        learner.samples_seen, learner.since_update, learner.base_version, *judged = counters
+        learner._loss, learner._n_judged = judged or (0.0, 0)  # older states have none
         learner._absent = absent
         return learner
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Self, TypeVar
 
@@ -226,8 +227,32 @@ class LocalUpdate(BaseModel):
             raise BadUpdate(detail, reason) from None
 
 
+def canary_key(cohort: str) -> str:
+    r"""The key of a cohort's newest canary; no cohort's name, for those hold no control characters.
+
+    >>> canary_key("light")
+    'light\x00canary'
+    """
+    return cohort + "\0canary"
+
+
+class Stage(StrEnum):
+    """Where a version of a global model stands."""
+
+    STABLE = "stable"
+    """For every device of the cohort."""
+    CANARY = "canary"
+    """For a few devices, until their errors have judged it."""
+    ROLLED_BACK = "rolled_back"
+    """Taken back: who has it goes back to the stable one."""
+
+
 class GlobalModel(BaseModel):
-    """One record of `flead.global-model`, keyed by cohort. `version` is the number of the round that made it."""
+    """One record of `flead.global-model`. `version` is the round that made it, `parent` the version before.
+
+    Stable models are keyed by cohort; what becomes of a canary has the key `canary_key`, so that compaction keeps both.
+    `share` is for which devices a canary is (`flead.rollout.is_canary`), `signature` that of `flead.signatures`.
+    """
 
     cohort: Name
     version: int = Field(ge=1)
@@ -236,6 +261,23 @@ class GlobalModel(BaseModel):
     num_devices: int = Field(ge=1)
     total_samples: int = Field(ge=1)
     aggregation_strategy: str
+    parent: int | None = Field(None, ge=1)
+    stage: Stage = Stage.STABLE
+    share: float = Field(1.0, ge=0, le=1)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    signature: str | None = Field(None, max_length=128)
+
+    @property
+    def key(self) -> str:
+        """The record's key.
+
+        >>> sizes = {"input_size": 1, "hidden_sizes": [], "output_size": 1}
+        >>> weights = {"weights": [], "biases": [], "architecture": sizes}
+        >>> GlobalModel(cohort="x", version=1, weights=weights, timestamp="2024-01-01T00:00:00Z", num_devices=1,
+        ...             total_samples=1, aggregation_strategy="fedavg").key
+        'x'
+        """
+        return self.cohort if self.stage is Stage.STABLE else canary_key(self.cohort)
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:

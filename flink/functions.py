@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,9 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 from flead import network
 from flead.errors import BadInput, BadModel, BadReading
 from flead.learner import DeviceLearner
-from flead.messages import DeadLetter, GlobalModel, Source, parse_reading
+from flead.messages import DeadLetter, GlobalModel, Source, Stage, canary_key, parse_reading
+from flead.rollout import is_canary
+from flead.signatures import check, read_public
 from flink.job_config import JobConfig
 
 BYTES = Types.PRIMITIVE_ARRAY(Types.BYTE())
@@ -34,7 +37,7 @@ GLOBAL_MODELS = MapStateDescriptor("global-models", Types.STRING(), STATE)
 CACHED_LEARNERS = 10_000
 """Learners kept decoded beside the state, by device: saves decoding them on every reading."""
 CACHED_MODELS = 1_000
-"""Global models kept decoded beside the broadcast state, by cohort."""
+"""Global models kept decoded beside the broadcast state, by their records' keys."""
 
 
 class ParseReadings(ProcessFunction):  # type: ignore[misc]
@@ -67,17 +70,16 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
     def open(self, runtime_context: RuntimeContext) -> None:
         """Bind the state; what earlier instances held decoded is not ours."""
         self._state = runtime_context.get_state(ValueStateDescriptor("learner", STATE))
+        self._trusted = [read_public(key) for key in self._config.trusted_keys]
         self._learners: dict[str, DeviceLearner] = {}
-        self._models: dict[str, tuple[network.Vector, int] | None] = {}
+        self._models: dict[str, Offer | None] = {}
 
     def process_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Any]:
         """Take one reading: yield its prediction, and what follows from it."""
         device, rest = value
         timestamp, time, sensors, partition, offset, produced_ms = orjson.loads(rest)
         learner = self._learner(device, sensors)
-        model = self._global_model(learner.cohort, ctx)
-        if model is not None and model[1] > learner.base_version:
-            learner.adopt(*model)
+        self._follow(learner, device, ctx)
         outcome = learner.process(time, sensors)
         update = learner.take_update(device, timestamp)
         self._state.update(learner.to_bytes())
@@ -110,21 +112,39 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
             yield ALERTS, Row(key, _alert(said))
 
     def process_broadcast_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.Context) -> Iterator[Any]:
-        """Keep the newest global model of a cohort; what is no model goes to the dead letters."""
+        """Keep what was said last of a cohort's models; what is no model, or forged, goes to the dead letters."""
         key, raw, partition, offset = value
         if raw is None:  # a tombstone of compaction
             return
         try:
-            model = _read_model(raw)
+            model = GlobalModel.from_json(raw)
+            if self._trusted:
+                check(model, self._trusted)
+            offer = _offer(model)
         except BadModel as bad:
             source = Source(self._config.topics.global_model, partition, offset)
             yield DEAD_LETTERS, Row(key, _dead_letter(bad, source, raw, datetime.now(UTC)))
             return
-        cohort, theta, version = model
-        known = self._global_model(cohort, ctx)
-        if known is None or version > known[1]:
-            ctx.get_broadcast_state(GLOBAL_MODELS).put(cohort, raw)
-            self._models[cohort] = theta, version
+        ctx.get_broadcast_state(GLOBAL_MODELS).put(model.key, raw)
+        self._models[model.key] = offer
+
+    def _follow(self, learner: DeviceLearner, device: str, ctx: Any) -> None:
+        """Let the learner have the version that is meant for it."""
+        cohort = learner.cohort
+        stable, canary = self._global_model(cohort, ctx), self._global_model(canary_key(cohort), ctx)
+        newest = stable.version if stable else 0
+        if canary and canary.stage is Stage.CANARY and canary.version > newest:
+            if learner.base_version == canary.version:
+                return
+            if is_canary(device, cohort, canary.version, canary.share):
+                learner.adopt(canary.theta, canary.version)
+                return
+        if stable is None or stable.version == learner.base_version:
+            return
+        if stable.version > learner.base_version:
+            learner.adopt(stable.theta, stable.version)
+        else:
+            learner.return_to(stable.theta, stable.version)
 
     def _learner(self, device: str, sensors: dict[str, float | None]) -> DeviceLearner:
         """The device's learner, fitted to the sensors that the reading names."""
@@ -140,20 +160,28 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
         learner = self._learners[device] = learner.fitted(sensors, self._config.reading.max_sensors)
         return learner
 
-    def _global_model(self, cohort: str, ctx: Any) -> tuple[network.Vector, int] | None:
-        """The cohort's newest global model, decoded once."""
-        if cohort not in self._models:
+    def _global_model(self, key: str, ctx: Any) -> Offer | None:
+        """What was said last under a key of the topic, decoded once."""
+        if key not in self._models:
             if len(self._models) >= CACHED_MODELS:
                 self._models.clear()
-            raw = ctx.get_broadcast_state(GLOBAL_MODELS).get(cohort)
-            self._models[cohort] = None if raw is None else _read_model(raw)[1:]
-        return self._models[cohort]
+            raw = ctx.get_broadcast_state(GLOBAL_MODELS).get(key)
+            self._models[key] = None if raw is None else _offer(GlobalModel.from_json(raw))
+        return self._models[key]
 
 
-def _read_model(raw: bytes) -> tuple[str, network.Vector, int]:
-    model = GlobalModel.from_json(raw)
-    theta, _ = network.from_message(model.weights)
-    return model.cohort, theta, model.version
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A version of a global model, and for whom it is."""
+
+    theta: network.Vector
+    version: int
+    stage: Stage
+    share: float
+
+
+def _offer(model: GlobalModel) -> Offer:
+    return Offer(network.from_message(model.weights)[0], model.version, model.stage, model.share)
 
 
 def _alert(said: dict[str, Any]) -> bytes:

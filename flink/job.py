@@ -6,6 +6,8 @@
                          │                          ▲  ├───► flead.local-updates   (exactly once, per checkpoint)
                          ▼                          │  └───► flead.alerts
                  flead.dead-letters      flead.global-model (broadcast)
+
+With `partial_sums`, `flink.partial` stands before `flead.local-updates`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from flink.functions import (
     ParseReadings,
 )
 from flink.job_config import JOB_NAME, JobConfig
+from flink.partial import partial_sums
 
 
 def configuration(config: JobConfig) -> Configuration:
@@ -68,13 +71,16 @@ def build(config: JobConfig) -> StreamExecutionEnvironment:
         .uid("learn")
     )
     bad = parsed.get_side_output(DEAD_LETTERS).union(learned.get_side_output(DEAD_LETTERS))
+    updates = learned.get_side_output(LOCAL_UPDATES)
+    if config.partial_sums:
+        updates = partial_sums(updates, config.partial_sums, config.partial_every_s)
     statements = tables.create_statement_set()
     for topic, stream, guarantee in (
         (config.topics.predictions, learned, "at-least-once"),
         (config.topics.alerts, learned.get_side_output(ALERTS), "at-least-once"),
         (config.topics.dead_letters, bad, "at-least-once"),
         # An update counts once: it becomes visible with the checkpoint that holds the learner that sent it.
-        (config.topics.local_updates, learned.get_side_output(LOCAL_UPDATES), "exactly-once"),
+        (config.topics.local_updates, updates, "exactly-once"),
     ):
         _add_sink(tables, statements, config, topic, stream, guarantee)
     statements.attach_as_datastream()

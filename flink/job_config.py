@@ -32,6 +32,12 @@ class JobConfig(BaseModel):
     ----------
     checkpoints:
         URI of the folder that checkpoints go to; every TaskManager can write there
+    trusted_keys:
+        public keys (base64) of servers whose global models are adopted; none: any that is a model is
+    partial_sums:
+        shards of a cohort that each send one update for all their devices; 0: every device sends its own
+    partial_every_s:
+        how long a shard collects, s
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,5 +52,8 @@ class JobConfig(BaseModel):
     checkpoint_interval_ms: int = Field(5_000, ge=200)
     buffer_timeout_ms: int = Field(5, ge=0)
     max_restarts: int = Field(10, ge=0)
+    trusted_keys: tuple[str, ...] = ()
+    partial_sums: int = Field(0, ge=0, le=4_096)
+    partial_every_s: float = Field(10.0, gt=0, le=3_600)
     learner: LearnerConfig = LearnerConfig()
     reading: ReadingLimits = ReadingLimits()

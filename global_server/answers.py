@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from flead.messages import ArchitectureMessage, WeightsMessage
+from global_server.access.roles import Role
 
 
 class Service(BaseModel):
@@ -101,3 +102,63 @@ class HistoryAnswer(BaseModel):
 
     aggregation_history: list[HistoryEntry]
     total_rounds: int
+
+
+class TokenAnswer(BaseModel):
+    """`POST /api/token` (RFC 6749, section 5.1)."""
+
+    access_token: str
+    token_type: Literal["bearer"] = "bearer"
+    expires_in: int = Field(description="s")
+    role: Role
+
+
+class SessionAnswer(BaseModel):
+    """`POST /api/session`, `GET /api/session`: who asks."""
+
+    name: str
+    role: Role
+
+
+class KeyEntry(BaseModel):
+    """A device's key, without the key."""
+
+    key_id: str
+    device_id: str
+    aggregator: bool = Field(description="whether it may send updates of other devices, too")
+    public_key: str | None = Field(description="Ed25519, base64: the device's updates must be signed")
+    created_by: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class KeyAnswer(KeyEntry):
+    """`POST /api/keys`."""
+
+    key: str = Field(description="shown here and never again")
+
+
+class KeysAnswer(BaseModel):
+    """`GET /api/keys`."""
+
+    keys: list[KeyEntry]
+
+
+class AuditEntryAnswer(BaseModel):
+    """Who did what."""
+
+    id: str
+    at: datetime
+    who: str = Field(description="a user, a device, `local`, or `?` where nobody knows")
+    action: str
+    target: str
+    outcome: str = Field(description="`done`, or why not")
+    details: dict[str, Any]
+    address: str | None = Field(description="where the request came from")
+
+
+class AuditAnswer(BaseModel):
+    """`GET /api/audit`, newest first."""
+
+    entries: list[AuditEntryAnswer]
+    next: str | None = Field(description="`before` of the next page; null: there is none")

@@ -1,188 +1,109 @@
-"""The REST interface. It translates; what happens is in `global_server.rounds`."""
+"""The REST interface, put together. It translates; what happens is in `global_server.rounds`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Query, Request
-from pydantic import BaseModel, ValidationError
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import RedirectResponse
+from fastapi import Depends, FastAPI, Request
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, RedirectResponse
 
 from flead.messages import LocalUpdate
-from flead.network import Architecture
 from global_server import problems
-from global_server.answers import (
-    HistoryAnswer,
-    HistoryEntry,
-    ModelAnswer,
-    ModelSummary,
-    NoUpdates,
-    RoundAnswer,
-    Service,
-    StatusAnswer,
-    UpdateAnswer,
-)
+from global_server.access.audit import Audit
+from global_server.access.doors import Addressed, FromHere, PagesDoor, SmallBodies
+from global_server.access.guard import COOKIE, Guard
+from global_server.answers import Service
 from global_server.rounds import RoundService
+from global_server.routes import access, configuration, health, models, pages, quarantine, rounds, updates
+from global_server.routes.access import Credentials
+from global_server.routes.describing import SCHEMAS, example
+from global_server.telemetry import Measured, Telemetry
 
 MAX_BODY = 2_000_000
-"""Bytes of a request: twice the JSON of the largest model that is accepted. Validation lists everything that is wrong
-with a body, which takes about 2 s for each million bytes of nothing but errors."""
-_DRAIN = 32 * MAX_BODY  # read on this far before answering: a sender that is cut off does not see the answer
-
-CohortQuery = Annotated[str | None, Query(description="without it the only cohort there is, or `default`")]
+"""Bytes of a request's body, except a local update's, which has a limit of its own."""
+UPDATES = "/api/local-update"
 
 
 def create_app(
     service: RoundService,
     *,
+    guard: Guard | None = None,
+    audit: Audit | None = None,
+    telemetry: Telemetry | None = None,
+    public_key: str | None = None,
     kafka_connected: Callable[[], bool] = lambda: False,
-    pages: str | None = None,
+    site: str | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> FastAPI:
     """Make the application.
 
     Parameters
     ----------
+    guard:
+        asks for credentials; None: whoever reaches the server may do everything
+    audit:
+        notes who did what; None: in the log only
+    telemetry:
+        what `/metrics` shows
+    public_key:
+        the one that the signatures of models hold for, base64
     kafka_connected:
         says whether a broker answers, for the status
-    pages:
+    site:
         the path of the pages for people, where `GET /` sends a browser; None: there are none
     clock:
         gives the present, aware
     """
-    app = FastAPI(title="FLEAD global server", version=_version(), description="Rounds of federated learning.")
+    audit = audit or Audit(clock=clock)
+    guard = guard or Guard(audit)
+    telemetry = telemetry or Telemetry()
+    telemetry.watch(service)
+    app = FastAPI(
+        title="FLEAD global server", version=_version(), description="Rounds of federated learning.",
+        docs_url=None, redoc_url=None, openapi_url=None,
+    )  # fmt: skip
     problems.install(app)
+    _close_doors(app, guard, telemetry, site)
 
-    def existing(cohort: str | None) -> str:
-        """Resolve a cohort; one that is named must exist."""
-        if cohort and not service.knows(cohort):
-            raise HTTPException(404, f"there is no cohort {cohort[:128]!r}: GET /api/status names those that there are")
-        return service.resolve(cohort)
-
-    @app.get("/", response_model=Service)
+    @app.get("/", response_model=Service, tags=["server"], operation_id="service", responses=example(_SERVICE))
     def root(request: Request) -> Service | RedirectResponse:
         """Say what this is; a browser is sent to the pages for people."""
-        if pages and "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse(pages)
+        if site and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(site)
         return Service(service="flead-global-server", status="running", version=_version())
 
-    @app.post("/api/local-update", responses=_problems(400, 413, 422, 503), openapi_extra=_UPDATE_BODY)
-    async def local_update(request: Request) -> UpdateAnswer:
-        """Take a local update into the next round; the same one again is harmless."""
-        raw = await _body(request)
-        return await run_in_threadpool(take, raw)
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(guard.viewer)])
+    def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
 
-    def take(raw: bytes) -> UpdateAnswer:
-        update = _parse(raw)
-        now = clock()
-        outcome = service.accept(update, now)
-        service.aggregate_ready(now)
-        figures = service.summary()[update.cohort]
-        return UpdateAnswer(
-            status=outcome.value,
-            device_id=update.device_id,
-            cohort=update.cohort,
-            pending_updates=figures["pending_updates"],
-            aggregation_rounds=figures["rounds"],
-        )
-
-    @app.get("/api/global-model", responses=_problems(404, 422))
-    def global_model(cohort: CohortQuery = None) -> ModelAnswer:
-        """Give a cohort's newest global model."""
-        name = existing(cohort)
-        model = service.model(name)
-        if model is None:
-            raise HTTPException(404, f"cohort {name!r} has no global model yet: it comes with its first round")
-        summary = ModelSummary(
-            architecture=model.weights.architecture,
-            total_parameters=Architecture.from_message(model.weights.architecture).parameter_count,
-            num_devices=model.num_devices,
-            total_samples=model.total_samples,
-            aggregation_strategy=model.aggregation_strategy,
-        )
-        return ModelAnswer(
-            cohort=name,
-            weights=model.weights,
-            summary=summary,
-            aggregation_rounds=model.version,
-            timestamp=model.timestamp,
-        )
-
-    @app.post("/api/aggregate", responses=_problems(404, 422, 503))
-    def aggregate(cohort: CohortQuery = None) -> RoundAnswer | NoUpdates:
-        """Make a round now of whatever is pending."""
-        name = existing(cohort)
-        model = service.aggregate(name, clock())
-        if model is None:
-            return NoUpdates(message=f"no update of cohort {name!r} waits for a round")
-        same = model.model_dump(include={"cohort", "num_devices", "total_samples", "aggregation_strategy", "timestamp"})
-        return RoundAnswer(round=model.version, **same)
-
-    @app.get("/api/status", responses=_problems(404, 422))
-    def status(cohort: CohortQuery = None) -> StatusAnswer:
-        """Say how a cohort and the server are."""
-        name, stored = existing(cohort), service.is_stored()
-        cohorts = service.summary()
-        figures = cohorts.get(name, {"rounds": 0, "pending_updates": 0, "unique_devices": 0})
-        return StatusAnswer(
-            status="running" if stored else "degraded",
-            cohort=name,
-            pending_updates=figures["pending_updates"],
-            aggregation_rounds=figures["rounds"],
-            unique_devices=figures["unique_devices"],
-            device_contributions=service.contributions(name),
-            aggregation_config={"strategy": "fedavg", **service.settings.model_dump()},
-            timestamp=clock(),
-            cohorts=cohorts,
-            kafka="connected" if kafka_connected() else "unreachable",
-            mongodb="connected" if stored else "unreachable",
-        )
-
-    @app.get("/api/history", responses=_problems(404, 422, 503))
-    def history(
-        cohort: CohortQuery = None, limit: Annotated[int, Query(ge=1, le=10_000, description="newest rounds")] = 1_000
-    ) -> HistoryAnswer:
-        """List a cohort's rounds."""
-        name = existing(cohort)
-        rounds = service.history(name, limit)
-        entries = [
-            HistoryEntry.model_validate({**found, "device_ids": [d["device_id"] for d in found["devices"]]})
-            for found in rounds
-        ]
-        return HistoryAnswer(aggregation_history=entries, total_rounds=rounds[-1]["round"] if rounds else 0)
-
-    _describe(app)
+    for router in (
+        updates.routes(service, guard, audit, clock=clock),
+        rounds.routes(service, guard, audit, clock=clock, kafka_connected=kafka_connected),
+        models.routes(service, guard, audit, clock=clock, public_key=public_key),
+        quarantine.routes(service, guard, audit, clock=clock),
+        configuration.routes(service, guard, audit, clock=clock),
+        access.routes(guard, audit),
+        health.routes(service, guard, telemetry, kafka_connected=kafka_connected),
+        pages.routes(app, guard, site),
+    ):
+        app.include_router(router)
+    _describe(app.openapi(), required=guard.required)
     return app
 
 
-async def _body(request: Request) -> bytes:
-    """Read the body, up to `MAX_BODY`."""
-    parts, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= MAX_BODY:
-                parts.append(chunk)
-            elif size > _DRAIN:
-                break
-    except ClientDisconnect:
-        raise HTTPException(400, "the sender went away") from None
-    if size > MAX_BODY:
-        raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
-    return b"".join(parts)
-
-
-def _parse(raw: bytes) -> LocalUpdate:
-    try:
-        return LocalUpdate.model_validate_json(raw)
-    except ValidationError as error:
-        raise problems.InvalidBody(error) from None
+def _close_doors(app: FastAPI, guard: Guard, telemetry: Telemetry, site: str | None) -> None:
+    """What a request passes before any route; of middleware, what is added last comes first."""
+    app.add_middleware(SmallBodies, limit=MAX_BODY, unless=(UPDATES,))
+    if not guard.required:
+        app.add_middleware(FromHere)
+    elif site:
+        app.add_middleware(PagesDoor, guard=guard, path=site)
+    app.add_middleware(Addressed)
+    app.add_middleware(Measured, telemetry=telemetry, pages=site)
 
 
 def _version() -> str:
@@ -192,22 +113,28 @@ def _version() -> str:
         return "0.1.0"
 
 
-_SCHEMAS = "#/components/schemas/"
-_UPDATE_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": _SCHEMAS + "LocalUpdate"}}}}
+_SERVICE = {"service": "flead-global-server", "status": "running", "version": "0.1.0"}
+_SCHEMES = {
+    "token": {"type": "http", "scheme": "bearer", "description": "a user's, from `POST /api/token`"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-Device-Key", "description": "a device's"},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "from `POST /api/session`"},
 }
+_WITHOUT_CREDENTIALS = {"service", "healthz", "readyz", "log_in", "begin_session", "end_session"}
 
 
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    schema = {"schema": {"$ref": _SCHEMAS + "Problem"}}
-    return {s: {"description": "A problem document", "content": {problems.MEDIA_TYPE: schema}} for s in statuses}
-
-
-def _describe(app: FastAPI) -> None:
-    """Put the schemas into the OpenAPI document that are read and written by hand."""
-    components = app.openapi().setdefault("components", {}).setdefault("schemas", {})
-    models: tuple[type[BaseModel], ...] = (LocalUpdate, problems.Problem)
-    for model in models:
-        schema = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
-        components.update(schema.pop("$defs", {}))
-        components[model.__name__] = schema
+def _describe(document: dict[str, Any], *, required: bool) -> None:
+    """Put into the OpenAPI document what is read and written by hand, and what credentials it takes."""
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    by_hand: tuple[type[BaseModel], ...] = (LocalUpdate, Credentials, problems.Problem)
+    for model in by_hand:
+        schema = model.model_json_schema(ref_template=SCHEMAS + "{model}")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    if not required:
+        return
+    components["securitySchemes"] = _SCHEMES
+    for item in document["paths"].values():
+        for operation in item.values():
+            if operation["operationId"] not in _WITHOUT_CREDENTIALS:
+                operation["security"] = [{name: []} for name in _SCHEMES]

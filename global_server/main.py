@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -16,15 +17,21 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from config.child import free_port, port_is_taken
-from config.settings import MongoSettings, Settings
-from flead.errors import PortTaken, Unavailable
+from config.settings import MongoSettings, ServerSettings, Settings
+from flead.errors import BadConfiguration, PortTaken, Unavailable
+from global_server.access.audit import Audit
+from global_server.access.guard import Guard
+from global_server.access.tokens import SECRET_FILE
 from global_server.app import create_app
 from global_server.feed import UpdateFeed
 from global_server.publisher import ModelPublisher
 from global_server.rounds import RoundService
 from global_server.schedule import Scheduler
+from global_server.telemetry import MeasuredService, Telemetry
+from storage.access import AccessRepository, AuditRepository
 from storage.connection import Client, connect, open_database, ping
 from storage.embedded import embedded_mongod
+from storage.reader import kept_secret
 from storage.rounds import RoundRepository
 from storage.schema import apply_schema
 
@@ -90,19 +97,57 @@ def serve(
         database = open_database(client, mongodb)
         apply_schema(database, mongodb)
         publisher = ModelPublisher(settings.kafka.servers)
-        service = RoundService(RoundRepository(database), settings.aggregation, publisher)
+        service = MeasuredService(RoundRepository(database), settings.aggregation, publisher)
+        service.telemetry = Telemetry()
         service.load()
         scheduler = Scheduler(service, publisher.check)
         feed = UpdateFeed(service, settings.kafka.servers)
         for thread in (scheduler, feed):
             stack.callback(thread.stop)
             thread.start()
-        app = create_app(service, kafka_connected=lambda: publisher.connected, pages=pages.path if pages else None)
+        audit = Audit(AuditRepository(database))
+        secret = kept_secret((run_dir or settings.run_dir) / SECRET_FILE)
+        app = create_app(
+            service,
+            guard=Guard(audit, settings.server, AccessRepository(database), secret),
+            audit=audit,
+            telemetry=service.telemetry,
+            kafka_connected=lambda: publisher.connected,
+            site=pages.path if pages else None,
+        )
         if pages:
             stack.enter_context(pages.mount(app, service))
-        config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=5)
-        LOG.info("the global server listens on http://%s:%d", *listener.getsockname()[:2])
-        uvicorn.Server(config).run(sockets=[listener])
+        LOG.info("the global server listens on %s", _address(settings.server, listener))
+        uvicorn.Server(_http(app, settings.server)).run(sockets=[listener])
+
+
+def _http(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """How HTTP is spoken: with TLS where there is a certificate; a proxy's word is taken only where there is one."""
+    if settings.tls_certificate:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                settings.tls_certificate, settings.tls_key
+            )
+        except OSError as error:  # ssl.SSLError is one
+            raise BadConfiguration(
+                f"server.tls_certificate and server.tls_key: no certificate in PEM with its key ({error.strerror})"
+            ) from None
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+        proxy_headers=settings.behind_proxy,
+        forwarded_allow_ips=settings.proxies,
+    )
+
+
+def _address(settings: ServerSettings, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"{'https' if settings.tls_certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _leave(_signal: int, _frame: object) -> None:

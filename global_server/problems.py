@@ -20,6 +20,17 @@ STATUS: dict[type[errors.FleadError], tuple[int, str]] = {
     errors.BadUpdate: (422, "Not an update that can enter a round"),
     errors.BadModel: (422, "Weights that do not hold"),
     errors.BadDataset: (422, "Not a readable dataset"),
+    errors.Refused: (403, "Refused"),
+    errors.BadCredentials: (401, "No credentials that hold"),
+    errors.Forbidden: (403, "Not allowed"),
+    errors.TooOften: (429, "Too many requests"),
+    errors.BudgetSpent: (409, "The privacy budget is spent"),
+    errors.BadSecureSum: (422, "A step of a secure sum that does not hold"),
+    errors.WrongPhase: (409, "A secure sum is at another step"),
+    errors.ForgedModel: (422, "A global model that no trusted server signed"),
+    errors.BadRules: (422, "Rules that cannot be"),
+    errors.NotThere: (404, "It does not exist"),
+    errors.Conflict: (409, "It cannot be done as things stand"),
     errors.BadConfiguration: (500, "A setting that cannot work"),
     errors.Unavailable: (503, "A part of the system does not answer"),
     errors.PortTaken: (503, "A port is taken"),
@@ -90,13 +101,25 @@ def of_error(error: errors.FleadError) -> Problem:
     return Problem(type=f"urn:flead:problem:{code}", title=title, status=status, detail=detail, errors=violations)
 
 
+def response_to(error: errors.FleadError) -> JSONResponse:
+    """Answer an error."""
+    problem = of_error(error)
+    headers = {}
+    if isinstance(error, errors.TooOften):
+        headers["Retry-After"] = str(error.retry_after_s)
+    elif problem.status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    elif problem.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="flead"'
+    return _respond(problem, headers)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error with a problem document."""
 
     @app.exception_handler(errors.FleadError)
     def _ours(_request: Request, error: errors.FleadError) -> JSONResponse:
-        problem = of_error(error)
-        return _respond(problem, {"Retry-After": str(RETRY_AFTER_S)} if problem.status == 503 else None)
+        return response_to(error)
 
     @app.exception_handler(HTTPException)
     def _http(_request: Request, error: HTTPException) -> JSONResponse:

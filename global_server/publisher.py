@@ -44,7 +44,7 @@ def deliver(producer: Producer, servers: str, topic: str, records: list[tuple[st
 
 
 class ModelPublisher:
-    """Publishes global models, keyed by cohort. Connects when it is first used. For use by one thread."""
+    """Publishes global models, each under its key. Connects when it is first used. For use by one thread."""
 
     def __init__(self, servers: str) -> None:
         self.servers = servers
@@ -62,7 +62,7 @@ class ModelPublisher:
         if not self.connected:
             raise Unavailable(f"publishing waits: no Kafka broker answers at {self.servers}")
         try:
-            deliver(self._producer, self.servers, GLOBAL_MODEL, [(model.cohort, model.model_dump_json().encode())])
+            deliver(self._producer, self.servers, GLOBAL_MODEL, [(model.key, model.model_dump_json().encode())])
         except Unavailable as error:
             cause = error.__cause__
             if isinstance(cause, KafkaException) and cause.args[0].fatal():

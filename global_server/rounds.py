@@ -1,32 +1,35 @@
-"""The rounds: updates in, global models out. What REST and Kafka both feed.
-
-What is in memory is what MongoDB holds. When a write may or may not have happened, memory is thrown away and read
-again before anything else; a restart is the same path.
-"""
+"""The rounds: updates in, global models out. What REST and Kafka both feed."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from config.settings import AggregationSettings
-from flead.errors import BadInput, Unavailable
-from flead.messages import GlobalModel, LocalUpdate
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from config.aggregation import AggregationSettings, Rules, RulesPatch
+from flead import network
+from flead.errors import BadInput, BudgetSpent, Unavailable
+from flead.messages import GlobalModel, LocalUpdate, Stage
+from flead.network import Architecture, Vector
+from flead.privacy import Accountant, Spent
+from flead.rollout import is_canary
+from flead.signatures import check, sign
+from global_server.books import EVERYBODY, Books
 from global_server.cohort import Cohort
 from global_server.memory import Accepted, Memory
+from global_server.merging import Aids, Judge, make_round
+from global_server.quarantine import Quarantine
 from global_server.updates import read_update
+from global_server.versions import Versions
 from storage.rounds import RoundRepository, Update
 
 LOG = logging.getLogger(__name__)
 
 DEFAULT_COHORT = "default"
-_RETRY_S = 1.0
-"""How long after a failure of MongoDB callers are refused at once, s: each would wait for the driver in turn."""
 
 
 class RoundService:
@@ -36,6 +39,19 @@ class RoundService:
     ----------
     publish:
         delivers a model and returns when that is confirmed, else raises `Unavailable`
+    key:
+        signs models; None: they are not signed, and no backup is taken back
+    held_out:
+        judges updates on readings that nobody learned from
+    seed:
+        of the devices' starting weights: private rounds begin from those
+    on_stable:
+        called with each stable model that was published, by the thread that publishes
+
+    Attributes
+    ----------
+    versions, quarantine:
+        what else can be done with models and devices
 
     Notes
     -----
@@ -43,17 +59,63 @@ class RoundService:
     """
 
     def __init__(
-        self, repository: RoundRepository, settings: AggregationSettings, publish: Callable[[GlobalModel], None]
-    ) -> None:
-        self.settings = settings
-        self.work = threading.Event()
-        """Set when there is a model to publish."""
+        self, repository: RoundRepository, settings: AggregationSettings, publish: Callable[[GlobalModel], None], *,
+        key: Ed25519PrivateKey | None = None, held_out: Judge | None = None, seed: int = 0,
+        on_stable: Callable[[GlobalModel], None] = lambda _model: None,
+    ) -> None:  # fmt: skip
+        self.books = Books(repository, settings)
+        self._sign = partial(sign, key=key) if key else lambda model: model
+        self.versions = Versions(self.books, self._sign, partial(check, trusted=[key.public_key()] if key else []))
+        self.quarantine = Quarantine(self.books)
         self._repository = repository
         self._publish = publish
-        self._lock = threading.RLock()
-        self._memory = Memory()
-        self._loaded = False
-        self._refuse_until = 0.0
+        self._on_stable = on_stable
+        self._held_out = held_out
+        self._seed = seed
+        self._stuck: set[str] = set()
+
+    @property
+    def settings(self) -> AggregationSettings:
+        """How rounds are made, as configured."""
+        return self.books.settings
+
+    @property
+    def work(self) -> Any:
+        """Set when there is a model to publish."""
+        return self.books.work
+
+    def load(self) -> None:
+        """Read everything from MongoDB: rounds, pending updates, counters."""
+        self.books.load()
+
+    def rules(self, cohort: str) -> Rules:
+        """How a cohort's rounds are made now."""
+        return self.books.rules(cohort)
+
+    def patch(self, cohort: str | None) -> RulesPatch | None:
+        """What operators changed in the rules of a cohort, or of all."""
+        with self.books.lock:
+            return self.books.memory.patches.get(cohort or EVERYBODY)
+
+    def change_rules(self, cohort: str | None, patch: RulesPatch | None, who: str, now: datetime) -> None:
+        """Change the rules of a cohort, or of all, from the next round on; None goes back to the settings.
+
+        Raises
+        ------
+        BadRules
+            where the outcome could not be
+        """
+        key = cohort or EVERYBODY
+        with self.books.current() as memory:
+            if patch is None:
+                self._repository.forget_patch(key)
+                memory.patches.pop(key, None)
+            else:
+                whole = patch if key not in memory.patches else memory.patches[key].with_changes(patch)
+                self.settings.rules(cohort or "", *[whole])
+                self._repository.keep_patch(key, whole, who, now)
+                memory.patches[key] = whole
+            self.books.forget_rules()
 
     def accept(self, message: LocalUpdate, now: datetime) -> Accepted:
         """Take one update; raises `BadUpdate` or `BadModel` where it must not enter a round."""
@@ -67,66 +129,118 @@ class RoundService:
 
         On return every accepted update is stored.
         """
-        read = [self._read(message, now) for message in messages]
-        with self._current():
-            known = self._repository.known(update.key for update in read if isinstance(update, Update))
-            new: list[Update] = []
-            outcomes = [part if isinstance(part, BadInput) else self._memory.decide(part, known, new) for part in read]
-            self._repository.add_updates(new)
-        return outcomes
+        return self.accept_read([self.read(message, now) for message in messages])
 
-    def _read(self, message: LocalUpdate, now: datetime) -> Update | BadInput:
+    def read(self, message: LocalUpdate, now: datetime) -> Update | BadInput:
+        """Validate an update by itself: what takes time and needs no lock."""
         try:
-            return read_update(message, now, self.settings.max_weight_norm)
+            return read_update(message, now, lambda cohort: self.rules(cohort).max_weight_norm)
         except BadInput as error:
             return error
 
+    def accept_read(self, read: Sequence[Update | BadInput]) -> list[Accepted | BadInput]:
+        """Take updates that were read, in order; on return every accepted one is stored."""
+        with self.books.current() as memory:
+            known = self._repository.known(update.key for update in read if isinstance(update, Update))
+            new: list[Update] = []
+            outcomes = [
+                part if isinstance(part, BadInput) else memory.decide(part, self.rules(part.cohort), known, new)
+                for part in read
+            ]
+            self._repository.add_updates(new)
+        return outcomes
+
     def aggregate(self, cohort: str, now: datetime) -> GlobalModel | None:
-        """Make a round of what is pending; None if nothing is. On return the round is stored, not yet published."""
-        with self._current():
-            state = self._memory.cohorts.get(cohort)
+        """Make a round of what is pending; None if nothing is. On return the round is stored, not yet published.
+
+        A canary on trial is taken back: the round takes its place.
+
+        Raises
+        ------
+        BudgetSpent
+            where privacy allows no further round
+        """
+        with self.books.current() as memory:
+            state = memory.cohorts.get(cohort)
             if state is None or not state.pending:
                 return None
+            rules = self.rules(cohort)
             # MongoDB keeps milliseconds; what is published must be what is read again after a restart.
             now = now.astimezone(UTC).replace(microsecond=now.microsecond // 1000 * 1000)
-            model, used = state.merge(now)
-            self._repository.store_round(model, used)
+            made = make_round(state, rules, self._aids(state, rules, memory), now)
+            model = self._sign(state.staged(made.model, rules.rollout))
+            self._repository.store_round(model, made.used, made.memo)
+            memory.trust |= {trust.device_id: trust for trust in made.memo.trust}
             state.begin(model)
-        LOG.info("round %d of %s: %d devices, %d samples", model.version, cohort, len(used), model.total_samples)
+        LOG.info(
+            "round %d of %s: %d devices, %d samples, %s",
+            model.version, cohort, model.num_devices, model.total_samples, model.stage.value,
+        )  # fmt: skip
         self.work.set()
         return model
 
+    def _aids(self, cohort: Cohort, rules: Rules, memory: Memory) -> Aids:
+        return Aids(
+            state=self._repository.strategy_state(cohort.name, rules.strategy.name),
+            trust=memory.trust,
+            held_out=self._held_out,
+            spend=lambda rules: self._spend(cohort.name, rules),
+            start=lambda architecture: self._start(cohort.name, architecture),
+        )
+
+    def _spend(self, cohort: str, rules: Rules) -> Spent:
+        return Accountant(rules.privacy, self._repository.noise_of(cohort)).spend()
+
+    def _start(self, cohort: str, architecture: Architecture) -> Vector:
+        return network.initial_of_cohort(architecture, cohort, self._seed)
+
     def aggregate_ready(self, now: datetime) -> list[GlobalModel]:
-        """Make a round of each cohort in which enough devices wait."""
-        return self._aggregate_where(lambda state: len(state.pending) >= self.settings.min_devices, now)
+        """Decide on the canaries whose trial is over, and make a round of each cohort in which enough devices wait."""
+        self.versions.judge_due(now)
+        return self._aggregate_where(lambda state, rules: state.waiting >= rules.min_devices, now)
 
     def aggregate_due(self, now: datetime) -> list[GlobalModel]:
         """Make a round of each cohort whose pending updates waited for the interval."""
-        interval = timedelta(seconds=self.settings.interval_s)
 
-        def due(state: Cohort) -> bool:
+        def due(state: Cohort, rules: Rules) -> bool:
             since = state.due_at()
-            return since is not None and now - since >= interval
+            return since is not None and now - since >= timedelta(seconds=rules.interval_s)
 
         return self._aggregate_where(due, now)
 
-    def _aggregate_where(self, condition: Callable[[Cohort], bool], now: datetime) -> list[GlobalModel]:
-        with self._current():
-            models = [
-                self.aggregate(state.name, now) for state in list(self._memory.cohorts.values()) if condition(state)
+    def _aggregate_where(self, condition: Callable[[Cohort, Rules], bool], now: datetime) -> list[GlobalModel]:
+        """Make the rounds that are due; a cohort whose canary is on trial waits for the verdict."""
+        with self.books.current() as memory:
+            chosen = [
+                state.name
+                for state in memory.cohorts.values()
+                if state.trial is None and condition(state, self.rules(state.name))
             ]
+            models = [self._aggregate_by_itself(name, now) for name in chosen]
         return [model for model in models if model]
 
+    def _aggregate_by_itself(self, cohort: str, now: datetime) -> GlobalModel | None:
+        """Make a round; where it must not be made, the cohort keeps its model, and the log says so once."""
+        try:
+            model = self.aggregate(cohort, now)
+        except (BadInput, BudgetSpent) as error:
+            if cohort not in self._stuck:
+                LOG.warning("no round of %s is made: %s", cohort, error)
+            self._stuck.add(cohort)
+            return None
+        self._stuck.discard(cohort)
+        return model
+
     def publish_pending(self) -> int:
-        """Publish the newest round of each cohort that was not since this process started; returns how many.
+        """Publish what is new about each cohort's models since this process started; returns how many.
 
         Raises
         ------
         Unavailable
             where one could not be delivered; it stays pending
         """
-        with self._current():
-            waiting = [state.model for state in self._memory.cohorts.values() if state.model and not state.published]
+        with self.books.current() as memory:
+            waiting = [model for state in memory.cohorts.values() for model in state.announcements()]
         failures = [error for error in map(self._publish_one, waiting) if error]
         if failures:
             raise failures[0]
@@ -139,27 +253,38 @@ class RoundService:
             self._repository.mark_published(model.cohort, model.version, datetime.now(UTC))
         except Unavailable as error:
             return error
-        with self._lock:
-            state = self._memory.cohorts.get(model.cohort)
-            if state and state.version == model.version:
-                state.published = True
+        if model.stage is Stage.STABLE:
+            self._on_stable(model)
+        with self.books.lock:
+            state = self.books.memory.cohorts.get(model.cohort)
+            if state:
+                state.delivered(model)
         return None
 
     def resolve(self, cohort: str | None) -> str:
         """Give the cohort that is meant where none is named: the only one there is, or `default`."""
-        with self._lock:
-            return cohort or (next(iter(self._memory.cohorts)) if len(self._memory.cohorts) == 1 else DEFAULT_COHORT)
+        with self.books.lock:
+            cohorts = self.books.memory.cohorts
+            return cohort or (next(iter(cohorts)) if len(cohorts) == 1 else DEFAULT_COHORT)
 
     def knows(self, cohort: str) -> bool:
         """Say whether an update of the cohort was ever accepted."""
-        with self._lock:
-            return cohort in self._memory.cohorts
+        with self.books.lock:
+            return cohort in self.books.memory.cohorts
 
-    def model(self, cohort: str) -> GlobalModel | None:
-        """Give the newest global model, None before the first round."""
-        with self._lock:
-            state = self._memory.cohorts.get(cohort)
-            return state.model if state else None
+    def model(self, cohort: str, device_id: str | None = None) -> GlobalModel | None:
+        """Give the global model that a device is to have: the stable one, or the canary where it is one of those.
+
+        None before the first round.
+        """
+        with self.books.lock:
+            state = self.books.memory.cohorts.get(cohort)
+            if state is None:
+                return None
+            canary = state.canary
+            if device_id is None or canary is None or canary.stage is not Stage.CANARY:
+                return state.model
+            return canary if is_canary(device_id, cohort, canary.version, canary.share) else state.model
 
     def history(self, cohort: str, limit: int = 1_000) -> list[dict[str, Any]]:
         """Read the newest rounds from MongoDB, oldest first."""
@@ -167,47 +292,23 @@ class RoundService:
 
     def contributions(self, cohort: str) -> dict[str, int]:
         """Count the updates accepted of each device."""
-        with self._lock:
-            state = self._memory.cohorts.get(cohort)
+        with self.books.lock:
+            state = self.books.memory.cohorts.get(cohort)
             return dict(state.accepted) if state else {}
 
     def summary(self) -> dict[str, dict[str, int]]:
         """Sum up each cohort: rounds, devices pending, devices ever."""
-        with self._lock:
+        with self.books.lock:
             return {
-                name: {"rounds": s.version, "pending_updates": len(s.pending), "unique_devices": len(s.accepted)}
-                for name, s in self._memory.cohorts.items()
+                name: {"rounds": s.version, "pending_updates": s.waiting, "unique_devices": len(s.accepted)}
+                for name, s in self.books.memory.cohorts.items()
             }
 
     def is_stored(self) -> bool:
         """Say whether MongoDB answers, and memory is what it holds."""
         try:
-            with self._current():
+            with self.books.current():
                 self._repository.ping()
         except Unavailable:
             return False
         return True
-
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        """Hold the lock over a memory that is what MongoDB holds; after any failure it is to be read again."""
-        with self._lock:
-            if not self._loaded and time.monotonic() < self._refuse_until:
-                raise Unavailable("MongoDB did not answer a moment ago: try again in a second")
-            try:
-                if not self._loaded:
-                    self.load()
-                yield
-            except BaseException:
-                self._loaded, self._refuse_until = False, time.monotonic() + _RETRY_S
-                raise
-
-    def load(self) -> None:
-        """Read everything from MongoDB: rounds, pending updates, counters."""
-        with self._lock:
-            published = {name: state.version for name, state in self._memory.cohorts.items() if state.published}
-            self._memory = Memory.read(self._repository)
-            for name, state in self._memory.cohorts.items():
-                state.published = bool(state.model) and published.get(name) == state.version
-            self._loaded = True
-        self.work.set()

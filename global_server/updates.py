@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -23,7 +24,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(Annotated[list[Name], Field(min_length=1, max_length=256)])
 
 
-def read_update(message: LocalUpdate, now: datetime, max_norm: float) -> Update:
+def read_update(message: LocalUpdate, now: datetime, max_norm: Callable[[str], float]) -> Update:
     """Validate an update and take from it what is kept.
 
     Parameters
@@ -31,7 +32,7 @@ def read_update(message: LocalUpdate, now: datetime, max_norm: float) -> Update:
     now:
         when it was received, aware
     max_norm:
-        the largest Euclidean norm of all parameters
+        cohort → the largest Euclidean norm of all parameters
 
     Raises
     ------
@@ -45,15 +46,16 @@ def read_update(message: LocalUpdate, now: datetime, max_norm: float) -> Update:
         raise BadUpdate(f"the model has {theta.size} parameters, the limit is {MAX_PARAMETERS}", Reason.TOO_LARGE)
     with np.errstate(over="ignore"):  # an infinite norm is refused as well
         norm = float(np.sqrt(theta @ theta))
-    if norm > max_norm:
-        raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {max_norm:g}", Reason.OUT_OF_RANGE)
+    cohort = _cohort(message)
+    if not norm <= (limit := max_norm(cohort)):
+        raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {limit:g}", Reason.OUT_OF_RANGE)
     try:
         timestamp = message.timestamp.astimezone(UTC)
     except OverflowError:
         raise BadUpdate(f"timestamp: {message.timestamp} has no time in UTC", Reason.TIME_OUT_OF_RANGE) from None
     return Update(
         device_id=message.device_id,
-        cohort=_cohort(message),
+        cohort=cohort,
         timestamp=timestamp,
         received_at=now.astimezone(UTC),
         theta=theta,
@@ -62,6 +64,8 @@ def read_update(message: LocalUpdate, now: datetime, max_norm: float) -> Update:
         samples_seen=_count(message, "samples_seen"),
         base_version=_count(message, "base_version"),
         sensors=_sensors(message),
+        devices=_devices(message),
+        loss=_loss(message),
     )
 
 
@@ -79,6 +83,27 @@ def _sensors(message: LocalUpdate) -> tuple[str, ...] | None:
         return tuple(_NAMES.validate_python(message.metadata.get("sensors"), strict=True))
     except ValidationError:
         return None
+
+
+def _devices(message: LocalUpdate) -> int:
+    """Read how many devices the weights are the mean of; 1 where it does not say."""
+    count = _count(message, "devices")
+    if count is None:
+        return 1
+    if not 1 <= count <= message.sample_count:
+        raise BadUpdate(
+            f"metadata.devices: {count} devices cannot have learned from {message.sample_count} readings",
+            Reason.OUT_OF_RANGE,
+        )
+    return count
+
+
+def _loss(message: LocalUpdate) -> float | None:
+    """Read the device's mean error; None where it is none, which is no reason to refuse: it only judges canaries."""
+    value = message.metadata.get("loss")
+    if not isinstance(value, float | int) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value < 1e300 else None  # neither does NaN pass
 
 
 def _count(message: LocalUpdate, name: str) -> int | None:

@@ -110,7 +110,7 @@ CODECS: Mapping[str, Codec] = {
     ),
     PREDICTIONS: _OBJECT,
     LOCAL_UPDATES: Codec(lambda raw, _now, _limits: LocalUpdate.from_json(raw), lambda update: update.device_id),
-    GLOBAL_MODEL: Codec(lambda raw, _now, _limits: GlobalModel.from_json(raw), lambda model: model.cohort),
+    GLOBAL_MODEL: Codec(lambda raw, _now, _limits: GlobalModel.from_json(raw), lambda model: model.key),
     ALERTS: _OBJECT,
     DEAD_LETTERS: Codec(lambda raw, _now, _limits: decode_dead_letter(raw), lambda _letter: None),
 }

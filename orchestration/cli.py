@@ -3,7 +3,8 @@
 The commands that start, stop and show a run are here. Each other group of commands is a `typer.Typer` in a module of
 its own, joined below: `cli_services.py` (what a run consists of), `cli_learning.py` (what learns from files),
 `cli_storage.py` (backup, restore, reader),
-`cli_data.py` (`flead data`), `cli_analyze.py` (`flead analyze`).
+`cli_data.py` (`flead data`), `cli_analyze.py` (`flead analyze`), `cli_federation.py` (large fleets),
+`cli_access.py` (`flead users`, `flead keys`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ import typer
 from rich.text import Text
 
 from flead.errors import BadConfiguration, FleadError
-from orchestration import cli_analyze, cli_dashboards, cli_data, cli_learning, cli_mart, cli_services, cli_storage
+from orchestration import (
+    cli_access,
+    cli_analyze,
+    cli_dashboards,
+    cli_data,
+    cli_federation,
+    cli_learning,
+    cli_mart,
+    cli_services,
+    cli_storage,
+)
 from orchestration.cli_common import (
     Data,
     Devices,
@@ -46,11 +57,14 @@ app = typer.Typer(
 )
 app.add_typer(cli_services.app)
 app.add_typer(cli_learning.app)
+app.add_typer(cli_federation.app)
 app.add_typer(cli_storage.app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_analyze.app, name="analyze")
 app.add_typer(cli_dashboards.app, name="dashboards")
 app.add_typer(cli_mart.app, name="mart")
+app.add_typer(cli_access.users, name="users")
+app.add_typer(cli_access.keys, name="keys")
 
 
 def main() -> None:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from config.child import check_port_free
 from config.settings import PROJECT, Settings
 from flead.errors import CorruptRunFolder, Unavailable
+from flead.signatures import public_text
 from flink.cluster import Cluster
 from flink.job_config import JobConfig
 from flink.job_config import Topics as JobTopics
 from flink.rest import FlinkRest
 from flink.submit import JobGivenUp, file_uri
+from global_server.signing import signing_key
 from kafka import topics
 from kafka.connection import wait_until_ready
 from kafka.embedded import broker_command, broker_environment
@@ -85,7 +87,10 @@ def job_config(settings: Settings) -> JobConfig:
         parallelism=flink.task_managers,
         learner=settings.learner,
         reading=settings.reading,
-        **flink.model_dump(include=JobConfig.model_fields.keys() - {"checkpoints"}),
+        trusted_keys=flink.trusted_keys or (public_text(signing_key(settings).public_key()),),
+        partial_sums=settings.aggregation.partial_sums,
+        partial_every_s=settings.aggregation.partial_every_s,
+        **flink.model_dump(include=JobConfig.model_fields.keys() - {"checkpoints", "trusted_keys"}),
     )
 
 

@@ -116,7 +116,9 @@ class LocalModel(_Document):
     samples_seen: Count | None = field("the device's training counter; null: it did not say", "readings")
     base_version: Count | None = field("the round that the device began from; null: it did not say")
     sensors: list[Name] | None = field("what the network's inputs are made of; null: it did not say", default=None)
-    round: Count | None = field("the round that used it; null: pending")
+    devices: int = field("whose weighted mean it is: 1, or more of an edge's or a shard's", "devices", ge=1, default=1)
+    loss: float | None = field("mean error with that round's model; null: unknown", "standard deviations", default=None)
+    round: Count | None = field("the round that used it; null: pending; 0: none will, its model was taken back")
 
 
 class GlobalRound(_Document):
@@ -129,8 +131,45 @@ class GlobalRound(_Document):
     num_devices: Count = field("devices that took part", "devices")
     total_samples: Count = field("that its updates learned from", "readings")
     aggregation_strategy: str = field("how the updates were merged")
-    devices: list[dict[str, Any]] = field("`device_id`, `samples`, `updates`, `samples_seen` of each")
+    devices: list[dict[str, Any]] = field("`device_id`, `samples`, `updates`, `samples_seen`, `share`, `flag` of each")
     published_at: datetime | None = field("when Kafka confirmed it; null: not yet")
+    parent: int | None = field("the version before; null: none", default=None)
+    stage: str = field("`stable`, `canary` or `rolled_back`", default="stable")
+    share: Share = field("of the devices, where it is a canary", "in [0, 1]", default=1.0)
+    metrics: dict[str, float] = field("what it was judged by, and what it cost", default={})
+    signature: str | None = field("the server's, Ed25519, base64", default=None)
+    verdict: str | None = field("why it was promoted or rolled back; null: it was not judged", default=None)
+    decided_by: str | None = field("who did: a person, or `rollout`", default=None)
+    decided_at: datetime | None = field("when", default=None)
+
+
+class StrategyState(_Document):
+    """What a cohort's strategy remembers from one round to the next."""
+
+    strategy: str = field("whose it is")
+    version: Count = field("the round that left it")
+    arrays: dict[str, Any] = field("name → float64, little-endian")
+
+
+class DeviceTrust(_Document):
+    """What the defence thinks of devices that it ever thought badly of."""
+
+    device_id: Name = field("the device")
+    cohort: Name = field("its cohort")
+    good: float = field("of its reputation, a Beta distribution", "rounds")
+    bad: float = field("of its reputation, a Beta distribution", "rounds")
+    state: str = field("`trusted`, `quarantined` or `rejected`")
+    reason: str | None = field("why it is kept out; null: it is not", default=None)
+    changed_at: datetime = field("when the state last changed")
+    decided_by: str | None = field("who decided; null: the defence", default=None)
+
+
+class ServerRules(_Document):
+    """What an operator changed in how rounds are made."""
+
+    rules: dict[str, Any] = field("the settings of `aggregation` that he changed")
+    changed_at: datetime = field("when he last did")
+    changed_by: str = field("who did")
 
 
 class SensorWindow(_Document):
@@ -257,6 +296,43 @@ class AnalysisReport(_Document):
     report: dict[str, Any] = field("what `report.json` holds")
 
 
+class User(_Document):
+    """Who may log in at the global server."""
+
+    name: Name = field("who")
+    role: Literal["viewer", "operator", "admin"] = field("what he may do")
+    password: str = field("its hash, argon2id; empty: removed")
+    generation: int = field("raised with each change: tokens of earlier ones no longer hold", ge=1)
+    created_at: datetime = field("when he was first added")
+    changed_at: datetime = field("when he was last changed, by MongoDB's clock")
+    removed_at: datetime | None = field("when he was removed; null: he was not", default=None)
+
+
+class DeviceKey(_Document):
+    """Keys by which devices show who they are."""
+
+    device_id: Name = field("the device")
+    sha256: str = field("of the key; the key itself is nowhere")
+    aggregator: bool = field("whether it may send what it merged of other devices", default=False)
+    public_key: str | None = field("Ed25519, base64: updates of the device are signed; null: they are not", default=None)
+    created_by: str = field("who made it")
+    created_at: datetime = field("when")
+    changed_at: datetime = field("when it was last changed, by MongoDB's clock")
+    revoked_at: datetime | None = field("when it was revoked; null: it holds", default=None)
+
+
+class AuditEntry(_Document):
+    """Who did what at the global server, or tried to. Written once, never changed."""
+
+    at: datetime = field("when")
+    who: str = field("a user, a device, `local`, or `?` where nobody knows")
+    action: Name = field("what was done or tried")
+    target: str = field("to what")
+    outcome: str = field("`done`, or why not")
+    details: dict[str, Any] = field("more about it; never a secret", default={})
+    address: str | None = field("where the request came from; null: from a command", default=None)
+
+
 class SchemaVersion(_Document):
     """One document: the layout of this database, and who is changing it."""
 
@@ -354,6 +430,9 @@ COLLECTIONS: tuple[Collection, ...] = (
             Query("the newest of each cohort", {}, {"cohort": UP, "round": DOWN}),
         ),
     ),
+    Collection("strategy_state", StrategyState, "cohort"),
+    Collection("device_trust", DeviceTrust, "device"),
+    Collection("server_rules", ServerRules, "cohort, or `*` for all"),
     Collection(
         "predictions", Prediction, "device@time", (_BY_DEVICE, _BY_TIME), (_OF_DEVICE, _OF_ALL, _REPLAY), "stored_at"
     ),
@@ -482,6 +561,30 @@ COLLECTIONS: tuple[Collection, ...] = (
         (Index("time", {"timestamp": DOWN}),),
         (Query("all, newest first", {"timestamp": RANGE}, {"timestamp": DOWN}),),
         "timestamp",
+    ),
+    Collection(
+        "users",
+        User,
+        "name",
+        (Index("changed", {"changed_at": UP}),),
+        (Query("what changed", {"changed_at": RANGE}, {"changed_at": UP}),),
+    ),
+    Collection(
+        "device_keys",
+        DeviceKey,
+        "the key's name",
+        (Index("changed", {"changed_at": UP}), Index("device", {"device_id": UP, "created_at": UP})),
+        (
+            Query("what changed", {"changed_at": RANGE}, {"changed_at": UP}),
+            Query("of a device", {"device_id": VALUE}, {"created_at": UP}),
+            Query("all", {}, {"device_id": UP, "created_at": UP}),
+        ),
+    ),
+    Collection(
+        "audit_log",
+        AuditEntry,
+        "time#random",
+        expires_from="at",
     ),
     Collection("schema_version", SchemaVersion, "`schema`"),
 )

@@ -1,33 +1,40 @@
 """Local updates and the rounds made of them.
 
-A round and the marks on the updates that went into it are ONE transaction: after a crash there are both or neither.
+A round, the marks on the updates that went into it, and what its strategy and its defence remember are ONE
+transaction: after a crash there are all or none. So is a version's change of stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pymongo import DESCENDING
+import numpy as np
+from pymongo import DESCENDING, ReplaceOne
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
+from config.aggregation import RulesPatch
 from flead import network
-from flead.messages import GlobalModel, WeightsMessage
+from flead.messages import GlobalModel, Stage, WeightsMessage
 from flead.network import Architecture, Vector
 from storage.connection import Document, ping, translated
 
 _PENDING = None
 """`round` of an update that no round has used."""
+_DISCARDED = 0
+"""`round` of an update that no round will use: it began from a version that was taken back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
     """A validated local update.
 
-    `theta` is (parameter_count,); `samples_seen` the device's training counter, `base_version` the round it began from
-    and `sensors` the names its inputs are made of, None where it did not say.
+    `theta` is (parameter_count,), the weighted mean of so many `devices`; `samples_seen` the device's training counter,
+    `base_version` the round it began from, `sensors` the names its inputs are made of and `loss` its mean error since
+    (standard deviations), None where it did not say.
     """
 
     device_id: str
@@ -40,6 +47,8 @@ class Update:
     samples_seen: int | None = None
     base_version: int | None = None
     sensors: tuple[str, ...] | None = None
+    devices: int = 1
+    loss: float | None = None
 
     @property
     def key(self) -> str:
@@ -49,12 +58,62 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What a device gave to a round: `updates` of them, merged into one, that learned from `samples` readings."""
+    """What a device gave to a round: `updates` of them, merged into one, that learned from `samples` readings.
+
+    `share` is its part in the result, 0 where it was left out, and `flag` why the defence left it out.
+    """
 
     device_id: str
     samples: int
     updates: int
     samples_seen: int | None
+    share: float | None = None
+    flag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What the defence thinks of a device: its reputation (a, b of a Beta), and whether it is kept out."""
+
+    device_id: str
+    cohort: str
+    good: float
+    bad: float
+    state: str
+    """`trusted`, `quarantined` or `rejected`."""
+    reason: str | None
+    changed_at: datetime
+    decided_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memo:
+    """What a round leaves to the next: its strategy's arrays, by name, and the trust of devices that has changed."""
+
+    strategy: str = ""
+    state: Mapping[str, Vector] = field(default_factory=dict)
+    trust: Sequence[Trust] = ()
+    superseded: int | None = None
+    """The canary that this round takes the place of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a cohort stands: the newest version's number, the stable model, and what became of the newest canary."""
+
+    version: int
+    model: GlobalModel | None
+    canary: GlobalModel | None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a device said of its errors with a version of the global model."""
+
+    device_id: str
+    base_version: int | None
+    loss: float
+    received_at: datetime
 
 
 class RoundRepository:
@@ -64,6 +123,9 @@ class RoundRepository:
         self._database = database
         self._updates = database["local_models"]
         self._rounds = database["global_model"]
+        self._states = database["strategy_state"]
+        self._trust = database["device_trust"]
+        self._patches = database["server_rules"]
 
     def ping(self) -> None:
         """Return if the database can be written to."""
@@ -98,44 +160,171 @@ class RoundRepository:
         with translated():
             return sorted(self._updates.distinct("device_id"))
 
-    def latest_rounds(self) -> dict[str, GlobalModel]:
-        """Read the newest round of each cohort."""
+    def standings(self) -> dict[str, Standing]:
+        """Read where each cohort stands."""
         newest: list[Document] = [
             {"$sort": {"cohort": 1, "round": -1}},
-            {"$group": {"_id": "$cohort", "key": {"$first": "$_id"}}},
+            {
+                "$group": {
+                    "_id": "$cohort",
+                    "version": {"$first": "$round"},
+                    "stage": {"$first": {"$ifNull": ["$stage", Stage.STABLE]}},
+                    "stable": {"$max": {"$cond": [{"$eq": [{"$ifNull": ["$stage", Stage.STABLE]}, Stage.STABLE]},
+                                                  "$round", None]}},
+                }
+            },
+        ]  # fmt: skip
+        with translated():
+            found = list(self._rounds.aggregate(newest))
+        standings = {}
+        for one in found:
+            cohort, version, stable = one["_id"], one["version"], one["stable"]
+            model = None if stable is None else self.version_of(cohort, stable)
+            canary = None if one["stage"] == Stage.STABLE else self.version_of(cohort, version)
+            standings[cohort] = Standing(version, model, canary)
+        return standings
+
+    def version_of(self, cohort: str, version: int) -> GlobalModel | None:
+        """Read one version; None where there is none."""
+        with translated():
+            found = self._rounds.find_one({"cohort": cohort, "round": version})
+        return None if found is None else _to_model(found)
+
+    def forget_patch(self, cohort: str) -> None:
+        """Remove what operators changed in the rules of a cohort."""
+        with translated():
+            self._patches.delete_one({"_id": cohort})
+
+    def decision(self, cohort: str, version: int) -> Document:
+        """Read what was decided about a version: `verdict`, `decided_by`, `decided_at`, `published_at`."""
+        wanted = {"verdict": 1, "decided_by": 1, "decided_at": 1, "published_at": 1, "_id": 0}
+        with translated():
+            return self._rounds.find_one({"cohort": cohort, "round": version}, wanted) or {}
+
+    def stable_before(self, cohort: str, version: int) -> GlobalModel | None:
+        """Read the newest version before this one that was never taken back."""
+        query = {"cohort": cohort, "round": {"$lt": version}, "stage": {"$in": [Stage.STABLE, None]}}
+        with translated():
+            found = self._rounds.find_one(query, sort=[("round", DESCENDING)])
+        return None if found is None else _to_model(found)
+
+    def in_use_after(self, cohort: str, version: int) -> list[GlobalModel]:
+        """Read the later versions that were not taken back."""
+        query = {"cohort": cohort, "round": {"$gt": version}, "stage": {"$ne": Stage.ROLLED_BACK}}
+        with translated():
+            return [_to_model(found) for found in self._rounds.find(query)]
+
+    def patches(self) -> dict[str, RulesPatch]:
+        """Read what operators changed in the rules, by cohort."""
+        with translated():
+            return {found["_id"]: RulesPatch.model_validate(found["rules"]) for found in self._patches.find({})}
+
+    def keep_patch(self, cohort: str, patch: RulesPatch, who: str, now: datetime) -> None:
+        """Write what operators changed in the rules of a cohort."""
+        kept = {"rules": patch.model_dump(mode="json", exclude_unset=True), "changed_at": now, "changed_by": who}
+        with translated():
+            self._patches.replace_one({"_id": cohort}, kept, upsert=True)
+
+    def strategy_state(self, cohort: str, strategy: str) -> dict[str, Vector]:
+        """Read what the last round of this strategy left to the next."""
+        with translated():
+            found = self._states.find_one({"_id": cohort, "strategy": strategy})
+        return {} if found is None else {name: np.frombuffer(raw) for name, raw in found["arrays"].items()}
+
+    def noise_of(self, cohort: str) -> list[tuple[float, int]]:
+        """Sum up the private rounds of a cohort: each noise multiplier, and how many rounds were made with it."""
+        counted: list[Document] = [
+            {"$match": {"cohort": cohort, "metrics.noise_multiplier": {"$gt": 0}}},
+            {"$group": {"_id": "$metrics.noise_multiplier", "count": {"$sum": 1}}},
         ]
         with translated():
-            keys = [found["key"] for found in self._rounds.aggregate(newest)]
-            return {found["cohort"]: _to_model(found) for found in self._rounds.find({"_id": {"$in": keys}})}
+            return [(found["_id"], found["count"]) for found in self._rounds.aggregate(counted)]
 
-    def store_round(self, model: GlobalModel, devices: Sequence[Contribution]) -> None:
+    def trust(self) -> list[Trust]:
+        """Read what is thought of each device that was ever thought badly of."""
+        with translated():
+            return [_to_trust(found) for found in self._trust.find({})]
+
+    def keep_trust(self, trust: Trust) -> None:
+        """Write what is thought of a device now."""
+        with translated():
+            self._trust.replace_one({"_id": trust.device_id}, _trust_document(trust), upsert=True)
+
+    def losses(self, cohort: str, since_round: int) -> list[Loss]:
+        """Read what devices said of their errors since a round, in the order it came."""
+        query: Document = {
+            "cohort": cohort,
+            "$or": [{"round": _PENDING}, {"round": {"$gte": since_round}}],
+            "loss": {"$gte": 0},
+        }
+        wanted = {"device_id": 1, "base_version": 1, "loss": 1, "received_at": 1, "_id": 0}
+        with translated():
+            return [Loss(**found) for found in self._updates.find(query, wanted).sort("received_at")]
+
+    def store_round(
+        self,
+        model: GlobalModel,
+        devices: Sequence[Contribution],
+        memo: Memo | None = None,
+        *,
+        use_pending: bool = True,
+    ) -> None:
         """Store a round and mark the pending updates of its cohort as used by it, in one transaction.
+
+        Parameters
+        ----------
+        use_pending:
+            False: the version was not made of updates, and they go on waiting
 
         Raises
         ------
         Unavailable
             where it is not known to be stored: read the rounds again before going on
         """
+        memo = memo or Memo()
         document = {
             "_id": f"{model.cohort}#{model.version}",
-            "cohort": model.cohort,
             "round": model.version,
-            "timestamp": model.timestamp,
-            "weights": model.weights.model_dump(),
-            "num_devices": model.num_devices,
-            "total_samples": model.total_samples,
-            "aggregation_strategy": model.aggregation_strategy,
-            "devices": [
-                {"device_id": d.device_id, "samples": d.samples, "updates": d.updates, "samples_seen": d.samples_seen}
-                for d in devices
-            ],
+            **model.model_dump(exclude={"version"}),
+            "devices": [asdict(d) for d in devices],
             "published_at": None,
         }
         # Not with_transaction(): it would go on trying for two minutes, and whoever calls us waits.
         with translated(), self._database.client.start_session() as session, session.start_transaction():
             self._rounds.insert_one(document, session=session)
-            used = {"cohort": model.cohort, "round": _PENDING}
-            self._updates.update_many(used, {"$set": {"round": model.version}}, session=session)
+            if use_pending:
+                used = {"cohort": model.cohort, "round": _PENDING}
+                self._updates.update_many(used, {"$set": {"round": model.version}}, session=session)
+            if memo.superseded is not None:
+                self._set_stage(model.cohort, memo.superseded, {"stage": Stage.ROLLED_BACK}, session)
+            if memo.state:
+                arrays = {name: np.asarray(array, dtype="<f8").tobytes() for name, array in memo.state.items()}
+                kept = {"strategy": memo.strategy, "version": model.version, "arrays": arrays}
+                self._states.replace_one({"_id": model.cohort}, kept, upsert=True, session=session)
+            if memo.trust:
+                writes = [ReplaceOne({"_id": t.device_id}, _trust_document(t), upsert=True) for t in memo.trust]
+                self._trust.bulk_write(writes, session=session)
+
+    def restage(self, models: Sequence[GlobalModel], verdict: Document, discard: int | None = None) -> None:
+        """Write the stages, metrics and signatures of some versions of a cohort, in one transaction.
+
+        Parameters
+        ----------
+        verdict:
+            `verdict`, `decided_by` and `decided_at`, written to the first of them
+        discard:
+            the version from which pending updates began that no round shall use
+        """
+        with translated(), self._database.client.start_session() as session, session.start_transaction():
+            for at, model in enumerate(models):
+                stands = model.model_dump(include={"stage", "share", "metrics", "signature"})
+                self._set_stage(model.cohort, model.version, stands | (verdict if at == 0 else {}), session)
+            if discard is not None:
+                began = {"cohort": models[0].cohort, "round": _PENDING, "base_version": discard}
+                self._updates.update_many(began, {"$set": {"round": _DISCARDED}}, session=session)
+
+    def _set_stage(self, cohort: str, version: int, stands: Document, session: ClientSession) -> None:
+        self._rounds.update_one({"_id": f"{cohort}#{version}"}, {"$set": stands}, session=session)
 
     def mark_published(self, cohort: str, version: int, now: datetime) -> None:
         """Note when a round was delivered."""
@@ -190,6 +379,8 @@ def _to_document(update: Update) -> Document:
         "samples_seen": update.samples_seen,
         "base_version": update.base_version,
         "sensors": None if update.sensors is None else list(update.sensors),
+        "devices": update.devices,
+        "loss": update.loss,
         "round": _PENDING,
     }
 
@@ -204,8 +395,17 @@ def _from_document(document: Document) -> Update:
     }
     named = document.get("sensors")  # documents of earlier versions have none
     sensors = None if named is None else tuple(named)
+    same |= {"devices": document.get("devices") or 1, "loss": document.get("loss")}
     return Update(timestamp=timestamp, theta=theta, architecture=architecture, sensors=sensors, **same)
 
 
 def _to_model(document: Document) -> GlobalModel:
     return GlobalModel.model_validate({**document, "version": document["round"]})
+
+
+def _trust_document(trust: Trust) -> Document:
+    return {"_id": trust.device_id, **asdict(trust)}
+
+
+def _to_trust(document: Document) -> Trust:
+    return Trust(**{name: document[name] for name in Trust.__dataclass_fields__})

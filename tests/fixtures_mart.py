@@ -219,7 +219,10 @@ def _maps(key: str, **fields: str) -> tuple[list[Document], dict[str, str]]:
 UNFOLDED = {
     "device_data_sensors": _maps("sensor", value="sensors"),
     "predictions_sensors": _maps("sensor", observed="observed", expected="expected", forecast="forecast"),
-    "global_model_devices": _listed("devices", "device_id", "samples", "updates", "samples_seen"),
+    "global_model_devices": _listed(
+        "devices", "device_id", "samples", "updates", "samples_seen", "share", "flag"
+    ),
+    "global_model_metrics": _maps("metric", value="metrics"),
     "window_aggregates_sensors": _unfolded(
         "sensors", "sensor", "count", "missing", "sum", "sum_squares", "mean", "min", "max"
     ),
@@ -289,7 +292,14 @@ def one_of_each() -> dict[str, Document]:
         "global_model": {
             "_id": "c#1", "cohort": "c", "round": 1, "timestamp": NOON, "weights": weights, "num_devices": 1,
             "total_samples": 5, "aggregation_strategy": "fedavg", "published_at": None,
-            "devices": [{"device_id": "a", "samples": 5, "updates": 1, "samples_seen": 9}],
+            "devices": [
+                {"device_id": "a", "samples": 5, "updates": 1, "samples_seen": 9, "share": 0.5, "flag": None}
+            ],
+            "parent": None, "stage": "stable", "share": 1.0, "metrics": {"loss": 0.25}, "signature": "AAAA",
+        },
+        "device_trust": {
+            "_id": "a", "device_id": "a", "cohort": "c", "good": 0.5, "bad": 2.0, "state": "quarantined",
+            "reason": "odd", "changed_at": NOON, "decided_by": None,
         },
         "window_aggregates": {
             "_id": "1m/device/a@0", "window": "1m", "scope": "device", "device_id": "a", "cohort": "c", "start": NOON,

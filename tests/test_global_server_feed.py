@@ -20,7 +20,8 @@ from confluent_kafka import TopicPartition
 from pydantic import SecretStr
 
 from config.child import free_port, port_is_taken
-from config.settings import PROJECT, AggregationSettings, MongoSettings, Settings
+from config.aggregation import AggregationSettings
+from config.settings import PROJECT, MongoSettings, Settings
 from flead.errors import PortTaken, Unavailable
 from flead.messages import GlobalModel
 from global_server.feed import UpdateFeed

@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from config.child import free_port
-from config.settings import AggregationSettings, MongoSettings
+from config.aggregation import AggregationSettings
+from config.settings import MongoSettings
 from flead import network
 from flead.errors import BadInput, BadModel, BadUpdate, Unavailable
 from flead.messages import GlobalModel, LocalUpdate

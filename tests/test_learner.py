@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -318,7 +319,7 @@ class TestState:
         learner = learner_of("a", "b", config=config)
         before = len(learner.to_bytes())
         followed(learner, wave(10_000))
-        assert len(learner.to_bytes()) <= before + 8  # the digits of its counters
+        assert len(learner.to_bytes()) <= before + 32  # the digits of its counters
         assert len(learner.to_bytes()) < STATE_LIMIT
 
     @pytest.mark.parametrize("sign", ["x", '"', "\\", "/", "\u2028", "\U0001f600"])
@@ -380,6 +381,20 @@ class TestState:
         followed(changed, noise(5))
         followed(learner, noise(5))
         assert not np.array_equal(changed.theta, learner.theta)
+
+    def test_of_before_errors_were_counted_is_read(self) -> None:
+        learner = learner_of("a", "b")
+        followed(learner, noise(100))
+        version, length = struct.unpack_from("<II", raw := learner.to_bytes())
+        header = orjson.loads(raw[8 : 8 + length])
+        del header[5:7]
+        older = orjson.dumps(header)
+        again = DeviceLearner.from_bytes(struct.pack("<II", version, len(older)) + older + raw[8 + length :], CONFIG)
+        assert_array_equal(again._buffer[: again._n_kept], learner._buffer[: again._n_kept])
+        assert (again.samples_seen, again._absent) == (100, [0, 0])
+        update = again.take_update("m", when(0))
+        assert update is not None
+        assert "loss" not in update["metadata"]
 
     def test_of_another_layout_is_refused(self) -> None:
         with pytest.raises(BadModel, match="layout 9"):
@@ -712,6 +727,53 @@ class TestUpdates:
         before = str(update)
         followed(learner, noise(50))
         assert str(update) == before
+
+
+class TestLoss:
+    """What an update says of how far its device's forecasts were off, in the sensors' standard deviations."""
+
+    @staticmethod
+    def told(learner: DeviceLearner) -> tuple[float | None, int | None]:
+        update = learner.take_update("m", when(0))
+        assert update is not None
+        return update["metadata"].get("loss"), update["metadata"].get("loss_count")
+
+    @every_plugin
+    def test_is_the_mean_error_since_the_last_update(self, config: LearnerConfig) -> None:
+        if not (learner := learner_of("a", "b", config=config)).theta.size:
+            return  # it sends none
+        for table in (noise(130), noise(110, seed=2)):
+            errors = [outcome.error for outcome in taught(learner, named(table))]
+            known = [error for error in errors if error is not None]
+            assert self.told(learner) == (pytest.approx(np.mean(known)), len(known))
+
+    def test_is_the_mean_error_since_the_last_adoption_where_that_is_later(self) -> None:
+        learner = learner_of("a", "b")
+        followed(learner, noise(150))
+        assert learner.adopt(learner.theta + 0.1, 1)
+        said = followed(learner, noise(30, seed=2))
+        assert self.told(learner) == (pytest.approx(said.error.mean()), 30)
+
+    def test_goes_on_where_a_model_is_not_adopted(self) -> None:
+        learner = learner_of("a", "b")
+        followed(learner, noise(150))
+        assert not learner.adopt(np.zeros(3), 1)
+        assert self.told(learner)[1] == 150 - WARM - 1
+
+    @pytest.mark.parametrize("stop", [False, True])
+    def test_does_not_depend_on_frames_or_on_a_restart(self, stop: bool) -> None:
+        one, other = learner_of("a", "b"), learner_of("a", "b")
+        table = noise(300)
+        taught(one, named(table))
+        for part in np.split(table, [7, 130, 131]):
+            followed(other, part)
+            other = DeviceLearner.from_bytes(other.to_bytes(), CONFIG) if stop else other
+        assert self.told(one) == (pytest.approx(self.told(other)[0]), 300 - WARM - 1)
+
+    def test_is_absent_where_nothing_could_be_judged(self) -> None:
+        learner = learner_of("a")
+        taught(learner, [{"a": None}] * 200)
+        assert self.told(learner) == (None, None)
 
 
 class TestHabits:

@@ -25,6 +25,7 @@ from visualization.mart.writer import Change, Writer
 
 MODELS = {collection.name: collection.model for collection in COLLECTIONS}
 NOT_IN_THE_MART = {"analysis_days", "analysis_evaluations", "analysis_reports", "schema_version"}
+NOT_IN_THE_MART |= {"users", "device_keys", "audit_log"}  # for administrators only
 
 PYTHON = {
     Type.TEXT: str, Type.DOUBLE: float, Type.BIGINT: int, Type.BOOLEAN: bool, Type.TIME: datetime, Type.JSON: str,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from config.aggregation import AggregationSettings
 from config.settings import (
-    AggregationSettings,
     FlinkSettings,
     KafkaSettings,
     MongoSettings,

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from storage.documents import COLLECTIONS
 
-LAYOUT = 1
+LAYOUT = 2
 """Of the tables: raise it when they change, and every mart is made anew."""
 
 Document = Mapping[str, Any]
@@ -149,13 +149,20 @@ SOURCES: tuple[Source, ...] = (
                         Column("samples", Type.BIGINT, says="that its updates learned from", unit="readings"),
                         Column("updates", Type.BIGINT, says="that it sent"),
                         Column("samples_seen", Type.BIGINT, says="its training counter", unit="readings"),
+                        Column("share", Type.DOUBLE, says="its part in the result; 0: left out", unit="in [0, 1]"),
+                        Column("flag", Type.TEXT, says="why the defence left it out"),
                     )
                 },
                 "The devices that took part in rounds.",
             ),
+            Part(
+                "metrics", Column("metric", Type.TEXT, nullable=False, says="which figure"),
+                ("cohort", "round", "timestamp"), {"metrics": "value"}, "What versions were judged by, and cost.",
+            ),
         ),
-        left_out=("weights",),
+        left_out=("weights", "signature"),
     ),
+    Source("device_trust"),
     Source(
         "window_aggregates",
         (

@@ -1,0 +1,1 @@
+"""What federation costs and what it withstands: strategies, poisoned fleets, privacy, scale; one module each."""

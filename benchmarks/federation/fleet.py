@@ -1,0 +1,139 @@
+"""What a simulated fleet takes per round on this machine, and an update on its way through a shard.
+
+`python -m benchmarks.federation.fleet`: two minutes. Each fleet is simulated by `flead simulate` in a process of its own,
+so that its peak of memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import orjson
+
+from benchmarks.machine import describe
+from benchmarks.report import keep, table
+from config.settings import PROJECT
+from flead import network
+from flead.messages import LocalUpdate
+from flead.network import Architecture
+from flead.partial import Part, partial_update
+
+ROUNDS = 5
+FLEETS: tuple[tuple[int, int, str, float], ...] = (
+    (1_000, 161, "fedavg", 0.0),
+    (10_000, 161, "fedavg", 0.0),
+    (100_000, 161, "fedavg", 0.0),
+    (100_000, 161, "fedbuff", 0.0),
+    (100_000, 1_001, "fedavg", 0.0),
+    (100_000, 161, "fedavg", 0.3),
+    (100_000, 161, "multi_krum", 0.3),
+)
+"""Devices, parameters, strategy and share of liars."""
+UPDATES, ARCHITECTURE = 1_000, Architecture(98, (10,), 1)
+
+
+def simulated(devices: int, parameters: int, strategy: str, malicious: float) -> dict[str, Any]:
+    """One row: a fifth drops out of each round, a tenth of the others is late."""
+    command = [sys.executable, "-m", "orchestration", "simulate", "--json", "--devices", str(devices)]
+    command += ["--rounds", str(ROUNDS), "--parameters", str(parameters), "--strategy", strategy]
+    command += ["--malicious", str(malicious), "--drop-out", "0.2", "--stragglers", "0.1"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600, check=True)  # noqa: S603
+    said = json.loads(done.stdout)
+    rounds = said["rounds"]
+    return {
+        "devices": devices,
+        "parameters": said["parameters"],
+        "strategy": strategy,
+        "merged_by": said["merged_by"],
+        "malicious": malicious,
+        "merged": rounds[-1]["merged"],
+        "seconds": median(each["seconds"] for each in rounds),
+        "peak_mb": rounds[-1]["peak_mb"],
+        "losses": [each["loss"] for each in rounds],
+    }
+
+
+def through_a_shard() -> dict[str, float]:
+    """Microseconds that an update takes on its way through a shard, by step."""
+    rng = np.random.default_rng(0)
+    now = datetime(2024, 1, 1, tzinfo=UTC)
+    records = [
+        orjson.dumps(
+            {
+                "device_id": f"d-{i}",
+                "weights": network.to_message(rng.normal(size=ARCHITECTURE.parameter_count), ARCHITECTURE),
+                "sample_count": 100,
+                "timestamp": now,
+                "metadata": {"cohort": "x", "samples_seen": 100, "base_version": 1, "loss": 0.5},
+            }
+        )
+        for i in range(UPDATES)
+    ]
+    found: dict[str, float] = {}
+    begun = time.process_time()
+
+    def took(what: str) -> None:
+        nonlocal begun
+        now = time.process_time()
+        found[what] = (now - begun) / UPDATES * 1e6
+        begun = now
+
+    parts = [Part.from_update(LocalUpdate.from_json(raw)) for raw in records]
+    took("read its JSON")
+    packed = [part.to_bytes() for part in parts]
+    took("pack it")
+    parts = [Part.from_bytes(raw) for raw in packed]
+    took("unpack it")
+    orjson.dumps(partial_update(parts, device_id="partial-0", timestamp=now, samples_before=0))
+    took("its part of the sum")
+    found["together"] = sum(found.values())
+    return found
+
+
+def main() -> None:
+    """Measure, print the tables, and keep the figures where a file is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    path = parser.parse_args().json
+    print(f"{describe()}; load {os.getloadavg()[0]:.1f}\n")
+    fleets = [simulated(*fleet) for fleet in FLEETS]
+    header = (
+        "devices",
+        "parameters",
+        "strategy",
+        "liars",
+        "merged in the last round",
+        "s per round",
+        "peak MB",
+        "loss",
+    )
+    print(
+        table(
+            header,
+            [
+                (
+                    f["devices"], f["parameters"], f["strategy"], f"{f['malicious']:.0%}", f["merged"],
+                    f"{f['seconds']:.2f}", round(f["peak_mb"]), f"{f['losses'][0]:.2f} to {f['losses'][-1]:.2f}",
+                )
+                for f in fleets
+            ],
+        )
+    )  # fmt: skip
+    print(f"\n{ROUNDS} rounds each, the median; a fifth of the devices drops out of each round, a tenth is late.\n")
+    shard = through_a_shard()
+    print(table((f"an update of {ARCHITECTURE.parameter_count:,} parameters through a shard", "µs"), shard.items()))
+    keep(path, {"machine": describe(), "load": os.getloadavg()[0], "fleets": fleets, "microseconds": shard})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+"""An aggregator near its devices: to them it is the global server, to the global server it is one device.
+
+It speaks the plain REST contract on both sides. Updates are stored before they are acknowledged (`edge.buffer`); every
+so often their weighted mean goes upstream as one update that says how many devices it stands for. The global model is
+passed on, and the last one known is served while the upstream is away. Aggregators may stand behind aggregators.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+
+from edge.buffer import KeptModel, UpdateBuffer
+from flead.errors import BadConfiguration, BadInput, BadUpdate, FleadError, PortTaken, Unavailable
+from flead.messages import LocalUpdate
+from flead.partial import Part
+
+LOG = logging.getLogger(__name__)
+
+MAX_BODY = 2_000_000
+"""Bytes of a request, as at the global server."""
+FRESH_S = 2.0
+"""How long a global model is passed on without asking the upstream again, s."""
+RETRY_S = 2.0
+"""How soon a message that the upstream did not take is sent again, s."""
+PATIENCE = httpx.Timeout(30.0, connect=3.0)
+_PASSING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+"""Answers of the 400s that say nothing against the message: it is kept and sent again."""
+
+
+class Aggregator:
+    """Takes updates, sends sums, passes global models on. Safe to use from many threads.
+
+    Parameters
+    ----------
+    client:
+        of the upstream, whose address is its base; closed by `close`
+    max_norm:
+        the largest Euclidean norm of a device's parameters: one absurd update would have the whole sum refused
+    """
+
+    def __init__(self, buffer: UpdateBuffer, client: httpx.Client, max_norm: float = 1e4) -> None:
+        self.buffer = buffer
+        self.upstream = str(client.base_url).rstrip("/")
+        self.connected = False
+        """Whether the upstream answered when it was last asked."""
+        self._client = client
+        self._max_norm = max_norm
+        self._asked: dict[str, float] = {}
+        self._asking = threading.Lock()
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, folder: Path, upstream: str, *, name: str | None = None, device_key: str | None = None,
+        max_norm: float = 1e4,
+    ) -> Iterator[Aggregator]:  # fmt: skip
+        """One that keeps what it holds in a folder; see `UpdateBuffer` for what may be wrong with that."""
+        if not upstream.startswith(("http://", "https://")):
+            raise BadConfiguration(f"--upstream is {upstream!r}: it must be http://host:port or https://host:port")
+        if name is not None and not (name.isprintable() and 0 < len(name) <= 100):
+            raise BadConfiguration("--name must have 1 to 100 characters, none of control")
+        headers = {"Authorization": f"Bearer {device_key}"} if device_key else {}
+        with (
+            UpdateBuffer(folder / "updates.sqlite", name) as buffer,
+            httpx.Client(base_url=upstream, headers=headers, timeout=PATIENCE) as client,
+        ):
+            yield cls(buffer, client, max_norm)
+
+    def accept(self, update: LocalUpdate, now: datetime) -> bool:
+        """Store a device's update; False where it was counted before.
+
+        Raises
+        ------
+        BadUpdate, BadModel
+            where it could not enter a round
+        """
+        part = Part.from_update(update)
+        norm = float(np.sqrt(part.theta @ part.theta))
+        if not norm <= self._max_norm:
+            raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {self._max_norm:g}")
+        return self.buffer.accept(part, now)
+
+    def flush(self, now: datetime) -> int:
+        """Sum up what waits and send what is not sent; returns how many messages the upstream took.
+
+        Raises
+        ------
+        Unavailable
+            where it did not take one: that and all behind it stay as they are
+        """
+        self.buffer.close(now)
+        took = 0
+        for message in self.buffer.waiting():
+            answer = self._ask("POST", "/api/local-update", content=message.body)
+            if answer.is_success:
+                self.buffer.sent(message)
+                took += 1
+            elif answer.is_client_error and answer.status_code not in _PASSING:
+                LOG.error("the upstream refused a sum of %d devices: %s", message.devices, answer.text[:500])
+                self.buffer.refused(message, answer.text[:2_000])
+            else:
+                raise Unavailable(f"{self.upstream} answered {answer.status_code}: {answer.text[:500]}")
+        return took
+
+    def run(self, every_s: float, stopping: threading.Event) -> None:
+        """Flush every so often until told to stop; sooner again after a failure."""
+        delay = every_s
+        while not stopping.wait(delay):
+            try:
+                self.flush(datetime.now(UTC))
+                delay = every_s
+            except FleadError as error:
+                LOG.warning("%s", error)
+                delay = min(every_s, RETRY_S)
+
+    def global_model(self, cohort: str | None) -> Response:
+        """The upstream's answer for a cohort; the last one that was good where it is away."""
+        name = cohort or ""
+        kept = self.buffer.model(name)
+        fresh = kept is not None and time.monotonic() - self._asked.get(name, -FRESH_S) < FRESH_S
+        if fresh or not self._asking.acquire(blocking=kept is None):  # one asks for all
+            return _model(kept, stale=False)
+        try:
+            headers = {"If-None-Match": kept.etag} if kept and kept.etag else {}
+            params = {"cohort": cohort} if cohort else {}
+            answer = self._ask("GET", "/api/global-model", headers=headers, params=params)
+        except Unavailable:
+            return _model(kept, stale=True)
+        finally:
+            self._asking.release()
+        if answer.status_code == HTTPStatus.NOT_MODIFIED and kept is not None:
+            self._asked[name] = time.monotonic()
+            return _model(kept, stale=False)
+        if answer.is_success:
+            kept = KeptModel(answer.headers.get("etag"), _version(answer.content), answer.content)
+            self.buffer.keep_model(name, kept)
+            self._asked[name] = time.monotonic()
+            return _model(kept, stale=False)
+        if answer.is_server_error or answer.status_code in _PASSING:
+            return _model(kept, stale=True)
+        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+
+    def _ask(self, method: str, path: str, **said: Any) -> httpx.Response:
+        """Ask the upstream; raises `Unavailable` where there is no answer."""
+        try:
+            headers = {"Content-Type": "application/json"} | said.pop("headers", {})
+            answer = self._client.request(method, path, headers=headers, **said)
+        except httpx.HTTPError as error:
+            self.connected = False
+            raise Unavailable(f"{self.upstream} does not answer: {error or type(error).__name__}") from None
+        self.connected = True
+        return answer
+
+
+def _model(kept: KeptModel | None, *, stale: bool) -> Response:
+    """A kept global model as an answer; RFC 9111's Warning says where it may be out of date."""
+    if kept is None:
+        return _problem(503, "the upstream does not answer, and no global model is kept yet")
+    headers = {"ETag": kept.etag} if kept.etag else {}
+    if stale:
+        headers["Warning"] = '110 - "Response is Stale"'
+    return Response(kept.body, media_type="application/json", headers=headers)
+
+
+def create_app(
+    aggregator: Aggregator, *, every_s: float = 30.0, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> FastAPI:
+    """Make the REST interface for devices."""
+    app = FastAPI(title="FLEAD aggregator", description="Stands for the devices near it.", openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    app.add_exception_handler(HTTPException, _as_problem)
+    app.add_exception_handler(FleadError, _as_problem)
+
+    @app.get("/")
+    def root() -> dict[str, str]:
+        return {"service": "flead-aggregator", "status": "running", "name": aggregator.buffer.name}
+
+    @app.post("/api/local-update")
+    async def local_update(request: Request) -> dict[str, Any]:
+        _only_programs(request)
+        raw = await _body(request)
+        return await run_in_threadpool(take, raw)
+
+    def take(raw: bytes) -> dict[str, Any]:
+        update = _parse(raw)
+        new = aggregator.accept(update, clock())
+        return {
+            "status": "accepted" if new else "duplicate",
+            "device_id": update.device_id,
+            "cohort": update.cohort,
+            "pending_updates": aggregator.buffer.pending(),
+            "aggregation_rounds": aggregator.buffer.version(update.cohort),
+        }
+
+    @app.get("/api/global-model")
+    def global_model(cohort: str | None = None) -> Response:
+        return aggregator.global_model(cohort)
+
+    @app.get("/api/status")
+    def status(cohort: str | None = None) -> dict[str, Any]:
+        summary = aggregator.buffer.summary()
+        devices = {n: d["updates"] for n, d in summary["devices"].items() if cohort in (None, d["cohort"])}
+        if cohort and not devices:
+            raise HTTPException(404, f"no device of cohort {cohort[:128]!r} has sent an update here")
+        return {
+            "status": "running",
+            "pending_updates": len(summary["pending"] & devices.keys()),
+            "aggregation_rounds": aggregator.buffer.version(cohort or ""),
+            "unique_devices": len(devices),
+            "device_contributions": devices,
+            "aggregation_config": {"strategy": "partial_sum", "interval_s": every_s, "upstream": aggregator.upstream},
+            "timestamp": clock().isoformat(),
+            "upstream": "connected" if aggregator.connected else "unreachable",
+            "messages_waiting": summary["waiting"],
+            "messages_refused": summary["refused"],
+        }
+
+    return app
+
+
+def _version(body: bytes) -> int:
+    """The number of the round in an answer to `GET /api/global-model`."""
+    return int(orjson.loads(body).get("aggregation_rounds", 0))
+
+
+def _only_programs(request: Request) -> None:
+    """Refuse what a page of another site makes a browser send: programs name no origin."""
+    if "origin" in request.headers:
+        raise HTTPException(403, "updates are taken from programs, not from pages in a browser")
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body, up to `MAX_BODY`."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise HTTPException(415, "the body is encoded: an aggregator takes plain JSON")
+    parts, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > MAX_BODY:
+                raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
+            parts.append(chunk)
+    except ClientDisconnect:
+        raise HTTPException(400, "the sender went away") from None
+    return b"".join(parts)
+
+
+def _parse(raw: bytes) -> LocalUpdate:
+    try:
+        return LocalUpdate.model_validate_json(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise BadUpdate(f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+
+
+def _as_problem(_request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return _problem(error.status_code, str(error.detail))
+    if isinstance(error, BadInput):
+        return _problem(422, error.detail)
+    return _problem(503 if isinstance(error, Unavailable) else 500, str(error))
+
+
+def _problem(status: int, detail: str) -> Response:
+    """An RFC 9457 problem document."""
+    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    headers = {"Retry-After": str(round(RETRY_S))} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return JSONResponse(document, status, headers, media_type="application/problem+json")
+
+
+def serve(aggregator: Aggregator, host: str, port: int, every_s: float) -> None:
+    """Run until SIGTERM or SIGINT; call it from the main thread.
+
+    Raises
+    ------
+    BadConfiguration
+        where the address is not one of this machine's own: nothing asks devices for credentials here
+    PortTaken
+        where another process listens on the port
+    """
+    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+        raise BadConfiguration(f"{host} is reachable from outside, and this server asks for no credentials: 127.0.0.1")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise PortTaken(f"cannot listen on {host}:{port} ({error.strerror}): name another with --port") from None
+        stopping = threading.Event()
+        thread = threading.Thread(target=aggregator.run, args=(every_s, stopping), name="flush", daemon=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
+        thread.start()
+        LOG.info("aggregator %s listens on http://%s:%d", aggregator.buffer.name, host, port)
+        config = uvicorn.Config(
+            create_app(aggregator, every_s=every_s), access_log=False, log_level="warning", timeout_graceful_shutdown=5
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            stopping.set()
+            thread.join(PATIENCE.read or 0)
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    """End through every `finally`; uvicorn raises its signal again once it has shut down."""
+    raise SystemExit(0)

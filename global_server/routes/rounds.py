@@ -1,0 +1,125 @@
+"""Rounds, outwards: models, history, status; and a round at once."""
+
+# No `annotations` from `__future__`: FastAPI must see the guard's own dependencies.
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from starlette.exceptions import HTTPException
+
+from flead.network import Architecture
+from global_server.access.audit import Audit
+from global_server.access.guard import Guard
+from global_server.access.roles import Principal
+from global_server.answers import (
+    HistoryAnswer,
+    HistoryEntry,
+    ModelAnswer,
+    ModelSummary,
+    NoUpdates,
+    RoundAnswer,
+    StatusAnswer,
+)
+from global_server.rounds import RoundService
+from global_server.routes.describing import problems
+
+CohortQuery = Annotated[str | None, Query(description="without it the only cohort there is, or `default`")]
+
+
+def existing(service: RoundService, cohort: str | None) -> str:
+    """Resolve a cohort; one that is named must exist."""
+    if cohort and not service.knows(cohort):
+        raise HTTPException(404, f"there is no cohort {cohort[:128]!r}: GET /api/status names those that there are")
+    return service.resolve(cohort)
+
+
+def routes(
+    service: RoundService,
+    guard: Guard,
+    audit: Audit,
+    *,
+    clock: Callable[[], datetime],
+    kafka_connected: Callable[[], bool],
+) -> APIRouter:
+    """Make the router.
+
+    Parameters
+    ----------
+    clock:
+        gives the present, aware
+    kafka_connected:
+        says whether a broker answers, for the status
+    """
+    router = APIRouter(tags=["rounds"])
+
+    @router.get("/api/global-model", responses=problems(401, 403, 404, 422, 429), dependencies=[Depends(guard.anyone)])
+    def global_model(cohort: CohortQuery = None) -> ModelAnswer:
+        """Give a cohort's newest global model."""
+        name = existing(service, cohort)
+        model = service.model(name)
+        if model is None:
+            raise HTTPException(404, f"cohort {name!r} has no global model yet: it comes with its first round")
+        summary = ModelSummary(
+            architecture=model.weights.architecture,
+            total_parameters=Architecture.from_message(model.weights.architecture).parameter_count,
+            num_devices=model.num_devices,
+            total_samples=model.total_samples,
+            aggregation_strategy=model.aggregation_strategy,
+        )
+        return ModelAnswer(
+            cohort=name,
+            weights=model.weights,
+            summary=summary,
+            aggregation_rounds=model.version,
+            timestamp=model.timestamp,
+        )
+
+    @router.post("/api/aggregate", responses=problems(401, 403, 404, 422, 429, 503))
+    def aggregate(
+        who: Annotated[Principal, Depends(guard.operator)], cohort: CohortQuery = None
+    ) -> RoundAnswer | NoUpdates:
+        """Make a round now of whatever is pending."""
+        name = existing(service, cohort)
+        model = service.aggregate(name, clock())
+        if model is None:
+            return NoUpdates(message=f"no update of cohort {name!r} waits for a round")
+        audit.note(who.name, "round.make", f"{name}#{model.version}")
+        same = model.model_dump(include={"cohort", "num_devices", "total_samples", "aggregation_strategy", "timestamp"})
+        return RoundAnswer(round=model.version, **same)
+
+    @router.get("/api/status", responses=problems(401, 403, 404, 422, 429), dependencies=[Depends(guard.viewer)])
+    def status(cohort: CohortQuery = None) -> StatusAnswer:
+        """Say how a cohort and the server are."""
+        name, stored = existing(service, cohort), service.is_stored()
+        cohorts = service.summary()
+        figures = cohorts.get(name, {"rounds": 0, "pending_updates": 0, "unique_devices": 0})
+        return StatusAnswer(
+            status="running" if stored else "degraded",
+            cohort=name,
+            pending_updates=figures["pending_updates"],
+            aggregation_rounds=figures["rounds"],
+            unique_devices=figures["unique_devices"],
+            device_contributions=service.contributions(name),
+            aggregation_config={"strategy": "fedavg", **service.settings.model_dump()},
+            timestamp=clock(),
+            cohorts=cohorts,
+            kafka="connected" if kafka_connected() else "unreachable",
+            mongodb="connected" if stored else "unreachable",
+        )
+
+    @router.get("/api/history", responses=problems(401, 403, 404, 422, 429, 503), dependencies=[Depends(guard.viewer)])
+    def history(
+        cohort: CohortQuery = None, limit: Annotated[int, Query(ge=1, le=10_000, description="newest rounds")] = 1_000
+    ) -> HistoryAnswer:
+        """List a cohort's rounds."""
+        name = existing(service, cohort)
+        rounds = service.history(name, limit)
+        entries = [
+            HistoryEntry.model_validate({**found, "device_ids": [d["device_id"] for d in found["devices"]]})
+            for found in rounds
+        ]
+        return HistoryAnswer(aggregation_history=entries, total_rounds=rounds[-1]["round"] if rounds else 0)
+
+    return router

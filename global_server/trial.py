@@ -1,0 +1,45 @@
+"""A canary on trial: who has it, and what devices said of their errors before and since. Arithmetic only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from flead.rollout import Judgement, Rollout, is_canary, judge
+
+
+@dataclass(slots=True)
+class Trial:
+    """The trial of one version.
+
+    Attributes
+    ----------
+    before:
+        device → its error before, of those that report any; who joins later has nothing to be compared with
+    canaries, controls:
+        device → its newest error since, with the canary and without it
+    """
+
+    cohort: str
+    version: int
+    share: float
+    since: datetime
+    before: dict[str, float]
+    canaries: dict[str, float] = field(default_factory=dict)
+    controls: dict[str, float] = field(default_factory=dict)
+
+    def hear(self, device_id: str, base_version: int | None, loss: float) -> None:
+        """Take in what a device says of its errors since the version that it began from."""
+        if device_id not in self.before:
+            return
+        if base_version == self.version:
+            self.canaries[device_id] = loss
+        elif not is_canary(device_id, self.cohort, self.version, self.share):
+            self.controls[device_id] = loss
+
+    def judge(self, rollout: Rollout, now: datetime) -> Judgement:
+        """Judge it by what has been said."""
+        expected = sum(is_canary(name, self.cohort, self.version, self.share) for name in self.before)
+        pairs = [[(self.before[name], loss) for name, loss in said.items()] for said in (self.canaries, self.controls)]
+        overdue = now - self.since >= timedelta(seconds=rollout.limit_s)
+        return judge(pairs[0], pairs[1], expected, rollout, overdue=overdue)
