@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from config.aggregation import AggregationSettings
+from config.secure import SecureSettings
 from flead.errors import BadConfiguration
 from flead.learner_config import LearnerConfig
 from flead.messages import ReadingLimits
@@ -305,6 +306,7 @@ class Settings(BaseSettings):
     mart: MartSettings = MartSettings()
     dashboards: DashboardSettings = DashboardSettings()
     aggregation: AggregationSettings = AggregationSettings()
+    secure: SecureSettings = SecureSettings()
     reading: ReadingLimits = ReadingLimits()
     learner: LearnerConfig = LearnerConfig()
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgpack
 import numpy as np
 import orjson
 import uvicorn
@@ -28,6 +30,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
@@ -202,10 +205,10 @@ def create_app(
     async def local_update(request: Request) -> dict[str, Any]:
         _only_programs(request)
         raw = await _body(request)
-        return await run_in_threadpool(take, raw)
+        return await run_in_threadpool(take, raw, request.headers)
 
-    def take(raw: bytes) -> dict[str, Any]:
-        update = _parse(raw)
+    def take(raw: bytes, headers: Headers) -> dict[str, Any]:
+        update = _parse(raw, headers)
         new = aggregator.accept(update, clock())
         return {
             "status": "accepted" if new else "duplicate",
@@ -216,8 +219,12 @@ def create_app(
         }
 
     @app.get("/api/global-model")
-    def global_model(cohort: str | None = None) -> Response:
-        return aggregator.global_model(cohort)
+    def global_model(request: Request, cohort: str | None = None) -> Response:
+        answer = aggregator.global_model(cohort)
+        etag = answer.headers.get("etag")
+        if etag and etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
+        return answer
 
     @app.get("/api/status")
     def status(cohort: str | None = None) -> dict[str, Any]:
@@ -254,8 +261,6 @@ def _only_programs(request: Request) -> None:
 
 async def _body(request: Request) -> bytes:
     """Read the body, up to `MAX_BODY`."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise HTTPException(415, "the body is encoded: an aggregator takes plain JSON")
     parts, size = [], 0
     try:
         async for chunk in request.stream():
@@ -268,12 +273,38 @@ async def _body(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def _parse(raw: bytes) -> LocalUpdate:
+def _parse(raw: bytes, headers: Headers) -> LocalUpdate:
+    """An update from JSON or MessagePack, perhaps packed by gzip, as the global server reads it."""
+    encoding = headers.get("content-encoding", "identity")
+    if encoding == "gzip":
+        raw = _unpacked(raw)
+    elif encoding != "identity":
+        raise HTTPException(415, f"Content-Encoding {encoding[:60]!r} is not read here: send gzip, or nothing packed")
     try:
+        if headers.get("content-type", "").startswith("application/msgpack"):
+            return LocalUpdate.model_validate(
+                msgpack.unpackb(raw, timestamp=3, max_array_len=100_000, max_map_len=10_000, max_ext_len=32)
+            )
         return LocalUpdate.model_validate_json(raw)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise BadUpdate(f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
+        raise BadUpdate(f"the body is no MessagePack: {error or type(error).__name__}") from None
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """What gzip packed, of at most `MAX_BODY` bytes: no more is ever made."""
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        found = unpacker.decompress(raw, MAX_BODY + 1)
+    except zlib.error as error:
+        raise BadUpdate(f"the body is no gzip: {error}") from None
+    if len(found) > MAX_BODY:
+        raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes when it is unpacked")
+    if not unpacker.eof or unpacker.unused_data:
+        raise BadUpdate("the body is no gzip: it is not one whole stream")
+    return found
 
 
 def _as_problem(_request: Request, error: Exception) -> Response:

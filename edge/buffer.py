@@ -21,7 +21,7 @@ from uuid import uuid4
 import orjson
 
 from flead.errors import CorruptRunFolder, Unavailable
-from flead.partial import Part, partial_update, sender_name
+from flead.partial import Part, partial_updates, sender_name
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS said (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS devices
     (device TEXT PRIMARY KEY, cohort TEXT NOT NULL, updates INTEGER NOT NULL, samples_seen INTEGER);
 CREATE TABLE IF NOT EXISTS updates (device TEXT, time TEXT, received TEXT NOT NULL, PRIMARY KEY (device, time))
     WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS parts (sender TEXT, device TEXT, part BLOB NOT NULL, PRIMARY KEY (sender, device));
+CREATE TABLE IF NOT EXISTS parts
+    (sender TEXT, device TEXT, version INTEGER, part BLOB NOT NULL, PRIMARY KEY (sender, device, version));
 CREATE TABLE IF NOT EXISTS senders
     (sender TEXT PRIMARY KEY, cohort TEXT NOT NULL, samples INTEGER NOT NULL, time TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS messages
@@ -81,7 +82,7 @@ class UpdateBuffer:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=2.0)
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
         except (OSError, sqlite3.Error) as error:
             raise CorruptRunFolder(f"{path} cannot be opened ({error}): name another folder with --run-dir") from None
         try:
@@ -118,15 +119,21 @@ class UpdateBuffer:
                 return False
             said = (part.device_id, part.cohort, 1 + (known[1] if known else 0), seen)
             database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?, ?, ?)", said)
-            place = (sender_name(self.name, part.cohort, part.architecture), part.device_id)
-            waiting = database.execute("SELECT part FROM parts WHERE sender = ? AND device = ?", place).fetchone()
+            # A device's newest weights contain its earlier ones; a mean of many devices is kept apart by its model.
+            version = -1 if part.devices == 1 or part.base_version is None else part.base_version
+            place = (sender_name(self.name, part.cohort, part.architecture), part.device_id, version)
+            same = "SELECT part FROM parts WHERE sender = ? AND device = ? AND version = ?"
+            waiting = database.execute(same, place).fetchone()
             if waiting:
                 part = Part.from_bytes(waiting[0]).then(part)
-            database.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (*place, part.to_bytes()))
+            database.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", (*place, part.to_bytes()))
         return True
 
     def close(self, now: datetime) -> int:
-        """Make messages of what waits, one for each cohort; none while earlier ones wait. Returns how many."""
+        """Make messages of what waits: one for each cohort and each global model that devices began from.
+
+        None while earlier ones wait. Returns for how many cohorts.
+        """
         with self._transaction() as database:
             if database.execute("SELECT 1 FROM messages WHERE refused IS NULL").fetchone():
                 return 0
@@ -143,10 +150,11 @@ class UpdateBuffer:
         sent = database.execute("SELECT samples, time FROM senders WHERE sender = ?", (sender,)).fetchone()
         before, time = (sent[0], datetime.fromisoformat(sent[1])) if sent else (0, datetime.min.replace(tzinfo=UTC))
         time = max(now.astimezone(UTC), time + timedelta(microseconds=1))  # also where the clock was set back
-        update = partial_update(parts, device_id=sender, timestamp=time, samples_before=before)
-        message = (orjson.dumps(update), update["metadata"]["devices"])
-        database.execute("INSERT INTO messages (body, devices) VALUES (?, ?)", message)
-        now_sent = (sender, parts[0].cohort, before + update["sample_count"], time.isoformat())
+        updates = partial_updates(parts, device_id=sender, timestamp=time, samples_before=before)
+        messages = [(orjson.dumps(update), update["metadata"]["devices"]) for update in updates]
+        database.executemany("INSERT INTO messages (body, devices) VALUES (?, ?)", messages)
+        last = updates[-1]
+        now_sent = (sender, parts[0].cohort, last["metadata"]["samples_seen"], last["timestamp"])
         database.execute("INSERT OR REPLACE INTO senders VALUES (?, ?, ?, ?)", now_sent)
         database.execute("DELETE FROM parts WHERE sender = ?", (sender,))
 

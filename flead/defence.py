@@ -47,7 +47,7 @@ class Defence(BaseModel):
     enabled: bool = Field(default=True, description="whether updates are looked at")
     clip: float | None = Field(2.0, ge=1, description="longest update, in times the round's median length")
     distance: float | None = Field(
-        3.5, gt=0, description="farthest from the round's median, in robust standard deviations of the logarithm"
+        2.5, gt=0, description="farthest from the round's median, in robust standard deviations of the logarithm"
     )
     direction: float | None = Field(
         0.5, ge=0, le=1, description="an update whose cosine with the round's median is below minus this goes against it"
@@ -61,7 +61,7 @@ class Defence(BaseModel):
     most_samples: float | None = Field(
         10.0, ge=1, description="most samples that a device may claim, in times the round's median"
     )
-    fewest_devices: int = Field(5, ge=3, description="a round of fewer devices says nothing about any of them")
+    fewest_devices: int = Field(5, ge=3, description="fewer are not compared with one another: then only held-out readings say something")
     held_out_devices: tuple[Name, ...] = Field(
         (), description="reference devices: their readings reach the global server, and judge updates"
     )
@@ -125,7 +125,7 @@ def inspect(updates: Updates, defence: Defence, losses: Vector | None = None, ba
     >>> models = np.vstack((rng.normal(size=(9, 40)), np.full(40, 50.0)))
     >>> verdict = inspect(Updates(models, np.ones(10), np.zeros(40)), Defence())
     >>> verdict.kept.tolist().index(False), verdict.reasons[9]
-    (9, "19.5 robust deviations from the round's median, the limit is 3.5")
+    (9, "19.5 robust deviations from the round's median, the limit is 2.5")
     """
     count = len(updates)
     reasons: list[str | None] = [None] * count

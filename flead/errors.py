@@ -16,9 +16,9 @@
     │   └── TooOften            allowed to, and asks too often
     ├── BudgetSpent             a round would tell more about a device than is allowed
     ├── BadSecureSum            a step of a secure sum that does not hold: keys, shares, or what is asked of a device
-    ├── WrongPhase              a step of a secure sum that is over, or has not begun
     ├── NotThere                what is asked about does not exist
     ├── Conflict                what is asked cannot be done as things stand
+    │   └── WrongPhase          a step of a secure sum that is over, or has not begun
     ├── BadConfiguration        a setting that cannot work; names the setting and the mend
     └── Unavailable             a part of the system that does not answer (broker, database, Flink, network)
         ├── PortTaken           another process listens where ours should
@@ -149,16 +149,16 @@ class BadSecureSum(FleadError):
     """A step of a secure sum that does not hold: keys, shares, or what is asked of a device."""
 
 
-class WrongPhase(FleadError):
-    """A step of a secure sum that is over, or has not begun."""
-
-
 class NotThere(FleadError):
     """What is asked about does not exist; the message says how to see what does."""
 
 
 class Conflict(FleadError):
     """What is asked cannot be done as things stand; the message says why."""
+
+
+class WrongPhase(Conflict):
+    """A step of a secure sum that is over, or has not begun."""
 
 
 class BadConfiguration(FleadError):

@@ -103,12 +103,8 @@ class Evaluation:
 
     @property
     def horizons(self) -> tuple[str, str]:
-        """How the horizons are called.
-
-        >>> Evaluation((), 600.0, (), {}, {}, [], np.zeros(0), Architecture(1, (), 1)).horizons
-        ('next', '10min')
-        """
-        return "next", f"{self.horizon_s / 60:g}min"
+        """How the horizons are called."""
+        return horizon_names(self.horizon_s)
 
     def as_dict(self, seed: int = 0) -> dict[str, Any]:
         """As it is written to JSON: RMSE, skill, confidence intervals, and both by device."""
@@ -124,22 +120,22 @@ class Evaluation:
                 base = [e[:, column] for e in self.errors["persistence"]]
                 for method, errors in self.errors.items():
                     own = [e[:, column] for e in errors]
-                    _put(rmse, (horizon, sensor, method), metrics.rmse(np.concatenate(own)))
-                    _put(skill, (horizon, sensor, method), metrics.skill(np.concatenate(own), np.concatenate(base)))
+                    put(rmse, (horizon, sensor, method), metrics.rmse(np.concatenate(own)))
+                    put(skill, (horizon, sensor, method), metrics.skill(np.concatenate(own), np.concatenate(base)))
                     bounds = metrics.skill_interval(own, base, rng)
-                    _put(interval, (horizon, sensor, method), [bounds.low, bounds.high])
+                    put(interval, (horizon, sensor, method), [bounds.low, bounds.high])
                     for name, mine, reference in zip(self.devices, own, base, strict=True):
-                        _put(by_device[name], (horizon, sensor, method), metrics.skill(mine, reference))
+                        put(by_device[name], (horizon, sensor, method), metrics.skill(mine, reference))
                 cold_base = np.concatenate([e[:, column] for e in self.cold["persistence"]])
                 for method, errors in self.cold.items():
                     own = [e[:, column] for e in errors]
-                    _put(cold, (horizon, sensor, method), metrics.skill(np.concatenate(own), cold_base))
+                    put(cold, (horizon, sensor, method), metrics.skill(np.concatenate(own), cold_base))
         return {
             "sensors": list(self.sensors),
             "devices": list(self.devices),
             "rmse": rmse,
             "skill": skill | {"cold_start": cold},
-            "mean_skill": {**_means(skill), "cold_start": _means(cold)},
+            "mean_skill": {**mean_by_method(skill), "cold_start": mean_by_method(cold)},
             "skill_interval_95": interval,
             "skill_by_device": by_device,
             "skill_by_round": self.rounds,
@@ -147,13 +143,23 @@ class Evaluation:
         }
 
 
-def _put(into: dict[str, Any], path: Sequence[str], value: float | list[float]) -> None:
+def horizon_names(horizon_s: float) -> tuple[str, str]:
+    """How the next reading and a horizon (s) are called in figures.
+
+    >>> horizon_names(600.0)
+    ('next', '10min')
+    """
+    return "next", f"{horizon_s / 60:g}min"
+
+
+def put(into: dict[str, Any], path: Sequence[str], value: float | list[float]) -> None:
+    """Write a figure where a path of keys leads."""
     for key in path[:-1]:
         into = into.setdefault(key, {})
     into[path[-1]] = value
 
 
-def _means(skill: dict[str, Any]) -> dict[str, dict[str, float]]:
+def mean_by_method(skill: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The mean over sensors, by horizon and method."""
     return {
         horizon: {

@@ -106,24 +106,23 @@ class DeviceLearner:
     """
 
     __slots__ = (
-        "_absent", "_buffer", "_calls", "_detectors", "_forecaster", "_given", "_loss", "_n_judged", "_n_kept", "_said",
-        "_sizes", "_state", "architecture", "base_version", "cohort", "config", "samples_seen", "sensors",
-        "since_update", "theta",
+        "_absent", "_buffer", "_calls", "_detectors", "_forecaster", "_given", "_loss", "_n_judged", "_n_kept",
+        "_said", "_sizes", "_state", "_taken_version", "architecture", "base_version", "cohort", "config",
+        "samples_seen", "sensors", "since_update", "theta",
     )  # fmt: skip
 
     def __init__(self, sensors: tuple[str, ...], config: LearnerConfig) -> None:
-        self._attach(sensors, config, None)
+        self._attach(sensors, config)
         if self._forecaster is None:
             self.theta[:] = network.initial_of_cohort(self.architecture, self.cohort, config.seed)
+            self._anchor(self.theta)
 
-    def _attach(self, sensors: tuple[str, ...], config: LearnerConfig, kept: Vector | None) -> None:
-        """Lay the views over a buffer that begins with what was kept (zeros without it)."""
+    def _attach(self, sensors: tuple[str, ...], config: LearnerConfig) -> None:
+        """Lay the views over a buffer of zeros."""
         self.sensors, self.config, self.cohort = sensors, config, cohort_of(sensors)
         n = len(sensors)
         self._sizes, self._buffer = state.fresh(config, n)
         self._n_kept, _ = state.sizes_of(self._sizes)
-        if kept is not None:
-            self._buffer[: self._n_kept] = kept
         self._state = state.views.py_func(self._sizes, self._buffer)  # type: ignore[attr-defined]
         self._given, self._said = np.zeros(1 + n), np.zeros(SAID + 4 * n)
         self._detectors: list[Detector] = [find_detector(name)(self.spec) for name in config.detectors]
@@ -134,12 +133,34 @@ class DeviceLearner:
             self._use(find_forecaster(config.forecaster)(self.spec))
         self._bind()
         self._absent = [0] * n
-        self.samples_seen = self.since_update = self.base_version = 0
+        self.samples_seen = self.since_update = self.base_version = self._taken_version = 0
         self._judge_anew()
+
+    def _anchor(self, theta: Vector) -> None:
+        """Hold the network near these parameters from here on, where it is held at all."""
+        if self._state.anchor.size:
+            self._state.anchor[:] = theta
 
     def _judge_anew(self) -> None:
         """Forget how large the errors were: from here on they are another model's, or the next update's."""
         self._loss, self._n_judged = 0.0, 0
+
+    def _restore(self, kept: Vector, n_anchor: int) -> None:
+        """Take what was kept, of which `n_anchor` numbers are an anchor.
+
+        Another rule of adoption may keep other things besides: what it lacks, it begins with.
+        """
+        view, n = self._state, len(self.sensors)
+        f = view.features.size
+        common = self._n_kept - view.anchor.size - view.recent.size - view.n_recent.size
+        recent = kept[common + n_anchor :]
+        if kept.size < common + n_anchor or recent.size not in (0, state.MOST_RECENT * (f + 4 * n) + 1):
+            raise ValueError(f"{kept.size} numbers where {self._n_kept} are kept")
+        self._buffer[:common] = kept[:common]
+        self._anchor(kept[common : common + n_anchor] if n_anchor else self.theta)
+        if recent.size and view.recent.size:
+            view.recent[:] = recent[:-1].reshape(view.recent.shape)
+            view.n_recent[:] = recent[-1]
 
     def _use(self, forecaster: Forecaster) -> None:
         self._forecaster, self.theta = forecaster, forecaster.parameters
@@ -182,6 +203,13 @@ class DeviceLearner:
         waiting = self._state.waiting
         made = waiting[:, 0] != 0.0
         rows: Vector = np.concatenate((waiting[made, 1 : 1 + self._state.features.size], self._state.features[None]))
+        return rows
+
+    @property
+    def recent_examples(self) -> Vector:
+        """The newest examples, (m, n_features + 2 * 2 n), where the rule of adoption compares models on them."""
+        view = self._state
+        rows: Vector = view.recent[: int(view.n_recent[0])] if view.n_recent.size else view.recent
         return rows
 
     @property
@@ -336,7 +364,12 @@ class DeviceLearner:
         return successor
 
     def adopt(self, theta: Vector, version: int) -> bool:
-        """Take a global model of this cohort, by the configured rule; False where it is not new or does not fit.
+        """Take a global model of this cohort, by the configured rule (`Adoption`).
+
+        A device that has learned from fewer than `update_every` readings has nothing of its own yet and takes it whole.
+        Where a rule cannot be followed the device mixes: `last_layer` with a model of a single layer, `better` with a
+        plug-in or before there are `FEWEST` examples to compare on. A model that was weighed and left is the base
+        version all the same: what the device says of its errors from here on tells what this version did to it.
 
         Parameters
         ----------
@@ -344,23 +377,66 @@ class DeviceLearner:
             (parameter_count,), finite
         version:
             the round that made it
+
+        Returns
+        -------
+        whether anything of it was taken: False where it is not new, does not fit, or is worse than the device's own
+
+        Source: `last_layer` is Arivazhagan et al., 2019, "Federated learning with personalization layers"; to mix, as
+        far as the device's own data speak for it, Deng et al., 2020, "Adaptive personalized federated learning".
         """
         if version <= self.base_version or theta.shape != self.theta.shape:
             return False
-        if self.config.adoption is Adoption.REPLACE or self.samples_seen < self.config.update_every:
-            self.theta[:] = theta  # a device that has learned next to nothing has nothing to mix in
-        else:
-            self.theta += self.config.mix * (theta - self.theta)
         self.base_version = version
         self._judge_anew()
+        taken = self._made_of(theta)
+        if taken is None:
+            return False
+        self.theta[:] = taken
+        self._anchor(theta)
+        self._taken_version = version
         return True
 
     def return_to(self, theta: Vector, version: int) -> None:
-        """Take an older global model in place of everything: the one that this learner had was taken back."""
-        if theta.shape == self.theta.shape:
+        """Go back to an older global model in place of everything: the one that this learner weighed was taken back.
+
+        A learner that had left that one has nothing of it, and keeps its own.
+        """
+        if theta.shape != self.theta.shape:
+            return
+        if self._taken_version == self.base_version:
             self.theta[:] = theta
-            self.base_version = 0
-            self.adopt(theta, version)
+            self._anchor(theta)
+            self._taken_version = version
+        self.base_version = version
+        self._judge_anew()
+
+    def _made_of(self, theta: Vector) -> Vector | None:
+        """What the rule makes of a global model, (parameter_count,); None where the device keeps its own."""
+        rule, own = self.config.adoption, self.theta
+        if rule is Adoption.REPLACE or self.samples_seen < self.config.update_every:
+            return theta
+        n_in, n_out = self.architecture.shapes[-1]
+        last = (n_in + 1) * n_out
+        if rule is Adoption.LAST_LAYER and last < own.size:
+            joined: Vector = np.concatenate((theta[:-last], own[-last:]))
+            return joined
+        mixed: Vector = own + self.config.mix * (theta - own)
+        if rule is not Adoption.BETTER or len(self.recent_examples) < FEWEST:
+            return mixed
+        candidates = [theta, mixed, own]
+        best = candidates[int(np.nanargmin([self._loss_of(model) for model in candidates]))]
+        return None if best is own else best
+
+    def _loss_of(self, theta: Vector) -> float:
+        """The mean loss (Huber's, which the learner lessens) of a network on the device's recent examples."""
+        f, outputs = self._state.features.size, self._state.change.size
+        rows = self.recent_examples
+        with np.errstate(over="ignore", invalid="ignore"):
+            said = network.forward(theta, self.architecture, rows[:, :f])
+            off = np.abs(said - rows[:, f : f + outputs])
+            losses = np.where(off <= learning.HUBER, 0.5 * off * off, learning.HUBER * (off - 0.5 * learning.HUBER))
+            return float(np.average(losses, weights=rows[:, f + outputs :]))
 
     def take_update(self, device_id: str, timestamp: str) -> dict[str, Any] | None:
         """The update to send after a reading, as it travels; None until `update_every` samples have come since.
@@ -397,10 +473,12 @@ class DeviceLearner:
     def to_bytes(self) -> bytes:
         """The whole state: a version, names and counters as JSON, plug-ins' bytes, and the buffer, little-endian."""
         plugins = [part.to_bytes() for part in self._plugins()]
-        counters = [self.samples_seen, self.since_update, self.base_version, self._loss, self._n_judged]
-        header = orjson.dumps(
-            [_fingerprint(self.config), self.sensors, *counters, self._absent, list(map(len, plugins))]
-        )
+        counters = [
+            self.samples_seen, self.since_update, self.base_version, self._taken_version, self._state.anchor.size,
+            self._loss, self._n_judged,
+        ]  # fmt: skip
+        lengths = list(map(len, plugins))
+        header = orjson.dumps([_fingerprint(self.config), self.sensors, *counters, self._absent, lengths])
         kept = self._buffer[: self._n_kept].tobytes()
         return b"".join((_HEAD.pack(_STATE_VERSION, len(header)), header, *plugins, kept))
 
@@ -424,13 +502,17 @@ class DeviceLearner:
             if version != _STATE_VERSION:
                 raise BadModel(f"a device's state has layout {version}, this code reads {_STATE_VERSION}")
             at = _HEAD.size + length
-            fingerprint, sensors, *counters, absent, lengths = orjson.loads(raw[_HEAD.size : at])
+            fingerprint, sensors, samples_seen, since_update, base_version, *rest, absent, lengths = orjson.loads(
+                raw[_HEAD.size : at]
+            )
             if fingerprint != _fingerprint(config):
                 learner = cls(tuple(sensors), config)
-                learner.samples_seen = counters[0]
+                learner.samples_seen = samples_seen
                 return learner
             learner = cls.__new__(cls)
-            learner._attach(tuple(sensors), config, np.frombuffer(raw, dtype="<f8", offset=at + sum(lengths)))
+            learner._attach(tuple(sensors), config)
+            taken_version, n_anchor, loss, n_judged = rest or (base_version, 0, 0.0, 0)  # older states have none
+            learner._restore(np.frombuffer(raw, dtype="<f8", offset=at + sum(lengths)), n_anchor)
         except (ValueError, TypeError, struct.error) as error:
             raise BadModel(f"a device's state is damaged: {error}") from None
         parts = []
@@ -443,8 +525,8 @@ class DeviceLearner:
             type(detector).from_bytes(part, learner.spec)
             for detector, part in zip(learner._detectors, parts, strict=True)
         ]
-        learner.samples_seen, learner.since_update, learner.base_version, *judged = counters
-        learner._loss, learner._n_judged = judged or (0.0, 0)  # older states have none
+        learner.samples_seen, learner.since_update, learner.base_version = samples_seen, since_update, base_version
+        learner._taken_version, learner._loss, learner._n_judged = taken_version, loss, n_judged
         learner._absent = absent
         return learner
 
@@ -480,6 +562,8 @@ def check(config: LearnerConfig, max_sensors: int) -> None:
 
 
 MOST_DETECTORS = 4
+FEWEST = 16
+"""Examples on which models are compared at least."""
 _NAN = float("nan")
 _STATE_VERSION = 4
 _HEAD = struct.Struct("<II")

@@ -12,7 +12,13 @@ class Adoption(StrEnum):
     """What a learner does with a new global model."""
 
     REPLACE = "replace"
+    """The global model as it is."""
     MIX = "mix"
+    """The device's own weights move a share of the way (`LearnerConfig.mix`) towards the global model's."""
+    LAST_LAYER = "last_layer"
+    """The global model's hidden layers; the last layer stays the device's own."""
+    BETTER = "better"
+    """What is best on the device's own recent examples: the global model, the mix, or the device's own."""
 
 
 class Optimiser(StrEnum):
@@ -58,6 +64,7 @@ class LearnerConfig(BaseModel):
     drift: Drift = Field(Drift.ADWIN, description="what watches the errors for concept drift")
     update_every: int = Field(100, ge=1, description="samples between two updates of a device")
     adoption: Adoption = Field(Adoption.MIX, description="what a device does with the global model")
+    proximal: float = Field(0.0, ge=0, description="how hard a network is held near the global model while it learns")
     mix: float = Field(0.5, gt=0, le=1, description="the global model's share when it is mixed in")
     false_alarms_per_day: float = Field(1.0, gt=0, description="false alarms accepted of a device, per day")
     forget_after: int = Field(1_000, ge=1, description="readings after which a sensor no longer named is dropped")

@@ -33,6 +33,7 @@ from flead.features import (
 from flead.network import activate, descend
 from flead.state import (
     ALARMS_PER_DAY,
+    ANCHOR,
     COMMON,
     DECAY,
     DRIFT,
@@ -45,7 +46,9 @@ from flead.state import (
     NEAR,
     OPTIMISER,
     OWN,
+    PROXIMAL,
     RATE,
+    RECENT,
     SENSORS,
     SKIP,
     SLOTS,
@@ -232,9 +235,13 @@ def learn(state: State, sizes: Integers) -> None:
             state.work[i] = example[i]
         out = activate(state.theta, widths, sizes[SKIP] == 1, state.work)
         bin_ = _add_habits(state, state.made[e], state.work[out + n : out + 2 * n])
+        taught = 0.0
         for j in range(2 * n):
-            wrong = state.work[out + j] - example[f + j]
-            state.slopes[out + j] = min(max(wrong, -HUBER), HUBER) * example[f + 2 * n + j]
+            wrong, observed = state.work[out + j] - example[f + j], example[f + 2 * n + j]
+            state.slopes[out + j] = min(max(wrong, -HUBER), HUBER) * observed
+            taught += observed
+        if taught and sizes[RECENT]:
+            _remember(state, example, f, n, state.made[e])
         _learn_routines(state, example, f, n, state.made[e], state.work[out : out + 2 * n])
         rate = state.settings[RATE] / (1.0 + state.queue[2] / state.settings[DECAY])
         for k in range(NEAR):
@@ -245,7 +252,26 @@ def learn(state: State, sizes: Integers) -> None:
             state.theta, widths, sizes[SKIP] == 1, state.work, state.slopes, state.moments, sizes[OPTIMISER], rate,
             state.settings[LONGEST],
         )  # fmt: skip
+        if taught and sizes[ANCHOR]:
+            pull = min(rate * state.settings[PROXIMAL], 1.0)
+            for i in range(state.theta.size):
+                state.theta[i] += pull * (state.anchor[i] - state.theta[i])
         state.queue[2] += 1.0
+
+
+@kernel
+def _remember(state: State, example: Floats, f: int, n: int, time: float) -> None:
+    """Keep an example of that time (s) among the recent ones; what habits add is nothing a network has to say."""
+    row = state.recent[int(state.n_recent[0]) % state.recent.shape[0]]
+    state.n_recent[0] += 1.0
+    for i in range(row.size):
+        row[i] = example[i]
+    aims = row[f + n : f + 2 * n]
+    for s in range(n):
+        aims[s] = -aims[s]
+    _add_habits(state, time, aims)
+    for s in range(n):
+        aims[s] = -aims[s]
 
 
 @kernel

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -216,54 +216,63 @@ def sum_of(parts: Iterable[Part]) -> PartialSum:
     return PartialSum.of(models, [part.samples for part in listed], sum(part.devices for part in listed))
 
 
-def partial_update(
-    parts: Sequence[Part], *, device_id: str, timestamp: datetime, samples_before: int
-) -> dict[str, Any]:
-    """The one update that stands for all parts, as it travels: of one cohort and architecture, at least one.
+def partial_updates(
+    parts: Iterable[Part], *, device_id: str, timestamp: datetime, samples_before: int
+) -> list[dict[str, Any]]:
+    """The updates that stand for all parts, as they travel: one for each global model that devices began from.
+
+    A round may still refuse what began from a model that was taken back, and compare devices' errors by model.
 
     Parameters
     ----------
+    parts:
+        of one cohort and architecture
     device_id:
         of who sums up: always the same, and its own for each cohort
     timestamp:
-        aware, later than that of its previous update
+        of the first, aware, later than that of all it has sent; the others follow by a microsecond each
     samples_before:
         what it has sent so far, so that its training counter never goes down
+
+    Returns
+    -------
+    oldest global model first
     """
+    by_version: dict[int, list[Part]] = {}
+    for part in parts:
+        by_version.setdefault(-1 if part.base_version is None else part.base_version, []).append(part)
+    updates: list[dict[str, Any]] = []
+    for _, alike in sorted(by_version.items()):
+        time = timestamp + timedelta(microseconds=len(updates))
+        updates.append(_partial_update(alike, device_id, time, samples_before))
+        samples_before = updates[-1]["metadata"]["samples_seen"]
+    return updates
+
+
+def _partial_update(parts: Sequence[Part], device_id: str, timestamp: datetime, samples_before: int) -> dict[str, Any]:
+    """One update for parts of one global model."""
     summed, first = sum_of(parts), parts[0]
-    metadata: dict[str, Any] = {
+    metadata = {
         "cohort": first.cohort,
         "devices": summed.devices,
         "samples_seen": samples_before + summed.samples,
+        "sensors": next((list(part.sensors) for part in parts if part.sensors), None),
+        "base_version": first.base_version,
+        "loss": _mean_loss(parts),
     }
-    sensors = next((part.sensors for part in parts if part.sensors), None)
-    base_version = _lowest(part.base_version for part in parts)
-    if sensors is not None:
-        metadata["sensors"] = list(sensors)
-    if base_version is not None:
-        metadata["base_version"] = base_version
-    losses = losses_by_version(parts)
-    if losses:
-        metadata["losses"] = {str(version): list(said) for version, said in losses.items()}
-    if len(losses) == 1 and base_version in losses:
-        metadata["loss"] = losses[base_version][0]
     return {
         "device_id": device_id,
         "weights": network.to_message(summed.mean, first.architecture),
         "sample_count": summed.samples,
         "timestamp": timestamp.isoformat(),
-        "metadata": metadata,
+        "metadata": {name: value for name, value in metadata.items() if value is not None},
     }
 
 
-def losses_by_version(parts: Iterable[Part]) -> dict[int, tuple[float, int]]:
-    """Mean loss and number of the devices that said one, by the global model that they began from."""
-    sums: dict[int, tuple[float, int]] = {}
-    for part in parts:
-        if part.loss is not None and part.base_version is not None:
-            total, devices = sums.get(part.base_version, (0.0, 0))
-            sums[part.base_version] = total + part.loss * part.devices, devices + part.devices
-    return {version: (total / devices, devices) for version, (total, devices) in sorted(sums.items())}
+def _mean_loss(parts: Sequence[Part]) -> float | None:
+    """The devices' mean loss, of those that said one."""
+    said = [(part.loss, part.devices) for part in parts if part.loss is not None]
+    return sum(loss * devices for loss, devices in said) / sum(devices for _, devices in said) if said else None
 
 
 def sender_name(name: str, cohort: str, architecture: Architecture) -> str:

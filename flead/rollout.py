@@ -22,6 +22,9 @@ LEAST_LOSS = 1e-9
 """Below it a loss counts as this much: the logarithm of nothing says nothing."""
 USUAL_SPREAD = 0.2
 """Standard deviation of a loss's logarithm between two updates of 100 readings, where too few devices show it."""
+LEAST_SPREAD = 0.05
+CERTAINTY = 2.0
+"""Standard errors by which a rise must pass the tolerance: of 40 good versions about one is taken back for nothing."""
 FEWEST_CONTROLS = 3
 """Other devices that are needed to tell what changed for everybody."""
 
@@ -122,7 +125,7 @@ def judge(
     if rise is None:
         return Judgement(Verdict.ROLL_BACK, "no canary reported in time", *found)
     why = f"their errors rose by {100 * math.expm1(rise):.0f} % against those of {len(controls)} others"
-    worse = rise > math.log1p(rollout.tolerance) + spread
+    worse = rise > math.log1p(rollout.tolerance) + CERTAINTY * spread
     return Judgement(Verdict.ROLL_BACK if worse else Verdict.PROMOTE, why, *found)
 
 
@@ -135,8 +138,9 @@ def _rise(
     theirs, others = _logarithms(canaries), _logarithms(controls)
     rise = float(np.median(theirs)) - (float(np.median(others)) if others.size else 0.0)
     spread = USUAL_SPREAD
-    if others.size >= FEWEST_CONTROLS:  # 1.4826: from the median absolute deviation to a standard deviation
-        spread = max(1.4826 * float(np.median(np.abs(others - np.median(others)))), 0.05)
+    if others.size >= FEWEST_CONTROLS:  # 2.563: of a normal distribution, the middle 80 % in standard deviations
+        low, high = np.quantile(others, (0.1, 0.9))
+        spread = max(float(high - low) / 2.563, LEAST_SPREAD)
     return rise, spread * math.sqrt(1.0 / theirs.size + (1.0 / others.size if others.size else 0.0))
 
 

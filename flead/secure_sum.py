@@ -212,6 +212,8 @@ class Party:
         self._roster: dict[str, Keys] = {}
         self._threshold = 0
         self._sealed: dict[str, bytes] = {}
+        self._channels: dict[str, bytes] = {}
+        """The secret that each peer and we have in common, once it is known."""
         self._held: dict[str, tuple[bytes, bytes]] = {}
         """The shares of others: of the key of agreed masks, of the seed."""
         self._masked: tuple[bytes, Words] | None = None
@@ -239,12 +241,12 @@ class Party:
         places = places_of(roster)
         mask_key = split(self._mask_key.private_bytes_raw(), len(roster), threshold, self._randomness)
         seed = split(self._seed, len(roster), threshold, self._randomness)
-        for peer, keys in self._roster.items():
+        for peer in self._roster:
             place = places[peer] - 1
             if peer == self.name:
                 self._held[peer] = mask_key[place], seed[place]
             else:
-                self._sealed[peer] = self._seal(peer, keys, mask_key[place] + seed[place])
+                self._sealed[peer] = self._seal(peer, mask_key[place] + seed[place])
         return dict(self._sealed)
 
     def _check(self, roster: Mapping[str, Keys], threshold: int) -> None:
@@ -332,16 +334,20 @@ class Party:
     def _agreed(self, peer: str) -> bytes:
         return agreed_mask(self._mask_key, self._roster[peer].mask, self.session, self.name, peer)
 
-    def _seal(self, peer: str, keys: Keys, text: bytes) -> bytes:
+    def _channel_key(self, peer: str, label: bytes) -> bytes:
+        if peer not in self._channels:
+            self._channels[peer] = _exchange(self._channel, self._roster[peer].channel)
+        return _derive(self._channels[peer], label)
+
+    def _seal(self, peer: str, text: bytes) -> bytes:
         label, nonce = _label("share", self.session, self.name, peer), self._randomness(NONCE_BYTES)
-        key = _derive(_exchange(self._channel, keys.channel), label)
-        return nonce + ChaCha20Poly1305(key).encrypt(nonce, text, label)
+        return nonce + ChaCha20Poly1305(self._channel_key(peer, label)).encrypt(nonce, text, label)
 
     def _unseal(self, peer: str, sealed: bytes) -> tuple[bytes, bytes]:
         if peer not in self._sealed:
             raise BadSecureSum(f"{peer!r} is not in the roster, and sends shares")
         label = _label("share", self.session, peer, self.name)
-        key = _derive(_exchange(self._channel, self._roster[peer].channel), label)
+        key = self._channel_key(peer, label)
         try:
             text = ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], label)
         except (InvalidTag, ValueError):

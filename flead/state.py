@@ -14,11 +14,11 @@ import numpy as np
 from flead import drift, features, network, scoring
 from flead.compilation import Floats, Integers, kernel
 from flead.features import BINS, CLOCK_SIZE, HALF_LIVES, Past
-from flead.learner_config import Drift, LearnerConfig, Optimiser
+from flead.learner_config import Adoption, Drift, LearnerConfig, Optimiser
 from flead.network import Architecture
 
 SENSORS, FEATURES, PARAMETERS, MOMENTS, RING, OPTIMISER, DRIFT, EXTRA, SKIP = range(9)
-SCORES, SCRATCH, LAYERS, OWN, COMMON, FIRST_LAYER = range(9, 15)
+SCORES, SCRATCH, LAYERS, OWN, COMMON, ANCHOR, RECENT, FIRST_LAYER = range(9, 17)
 """Places in the header: counts of sensors, features, parameters and so on; then the layers' widths, then the codes of
 the features of each sensor (`OWN` many) and of the shared ones (`COMMON` many)."""
 
@@ -31,7 +31,10 @@ SLOTS = 288
 NEAR = 9
 """Half hours of the day about a time that say what the habits add then; the others are too far away to count."""
 
-RATE, DECAY, LONGEST, MEMORY, HORIZON, ALARMS_PER_DAY = range(6)
+MOST_RECENT = 64
+"""Examples that a device keeps to compare models on, where its rule of adoption asks for it."""
+
+RATE, DECAY, LONGEST, MEMORY, HORIZON, ALARMS_PER_DAY, PROXIMAL = range(7)
 """Places in the settings."""
 SETTINGS_SIZE = 8
 
@@ -53,6 +56,10 @@ class State(NamedTuple):
     queue: (4,) place of the first waiting, how many wait, steps taken since the last drift, drifts
     scores: what the scores are made of, see `scoring.views`
     drift: ADWIN's or Page-Hinkley's
+    anchor: (P,) the global model that was adopted last, where the network is held near it, else (0,)
+    recent: (MOST_RECENT, F + 4 n) the newest examples in a ring: features, targets less what habits add, observed; only
+        where models are compared on them, else (0, F + 4 n)
+    n_recent: (1,) how many were ever put there, or (0,)
     settings: (SETTINGS_SIZE,) from the configuration, not state
     examples: (4, F + 6 n) what this reading teaches: features, targets, observed, and the targets as they came, in the
         sensors' units; `n_examples` of them
@@ -78,6 +85,9 @@ class State(NamedTuple):
     queue: Floats
     scores: Floats
     drift: Floats
+    anchor: Floats
+    recent: Floats
+    n_recent: Floats
     settings: Floats
     examples: Floats
     n_examples: Floats
@@ -114,6 +124,8 @@ def header(config: LearnerConfig, n: int) -> Integers:
         len(architecture.sizes),
         len(own),
         len(shared),
+        parameters if config.proximal else 0,
+        MOST_RECENT if config.adoption is Adoption.BETTER and parameters else 0,
     ]
     return np.array([*first, *architecture.sizes, *own, *shared], dtype=np.int64)
 
@@ -138,6 +150,7 @@ def settings_of(config: LearnerConfig, into: Floats) -> None:
     """Write the configuration's numbers where the kernels read them."""
     into[RATE], into[DECAY], into[LONGEST] = config.learning_rate, config.learning_rate_decay, config.gradient_clip
     into[MEMORY], into[HORIZON], into[ALARMS_PER_DAY] = config.memory, config.horizon_s, config.false_alarms_per_day
+    into[PROXIMAL] = config.proximal
 
 
 def sizes_of(sizes: Integers) -> tuple[int, int]:
@@ -150,6 +163,7 @@ def sizes_of(sizes: Integers) -> tuple[int, int]:
     learning = sizes[PARAMETERS] + sizes[MOMENTS] + f + 2 * n + WAITING * (1 + f + 2 * n) + 4
     learning += (BINS + 4 * SLOTS + 1) * n
     kept = past + learning + sizes[SCORES] + drift.ADWIN_SIZE
+    kept += sizes[ANCHOR] + sizes[RECENT] * (f + 4 * n) + min(sizes[RECENT], 1)
     scratch = SETTINGS_SIZE + 4 * (f + 6 * n) + 1 + 4 + NEAR + 2 * n + sizes[EXTRA] + 4 + n + 2 * widths
     scratch += sizes[SCRATCH] + 1 + len(HALF_LIVES)
     return int(kept), int(kept + scratch)
@@ -210,6 +224,12 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += sizes[SCORES]
     watched = buffer[at : at + drift.ADWIN_SIZE]
     at += drift.ADWIN_SIZE
+    anchor = buffer[at : at + sizes[ANCHOR]]
+    at += sizes[ANCHOR]
+    recent = buffer[at : at + sizes[RECENT] * (f + 4 * n)].reshape(sizes[RECENT], f + 4 * n)
+    at += sizes[RECENT] * (f + 4 * n)
+    n_recent = buffer[at : at + min(sizes[RECENT], 1)]
+    at += min(sizes[RECENT], 1)
     settings = buffer[at : at + SETTINGS_SIZE]  # from here on nothing is kept
     at += SETTINGS_SIZE
     examples = buffer[at : at + 4 * (f + 6 * n)].reshape(4, f + 6 * n)
@@ -236,6 +256,7 @@ def views(sizes: Integers, buffer: Floats) -> State:
     at += sizes[SCRATCH]
     paces = buffer[at : at + 1 + len(HALF_LIVES)]
     return State(
-        past, theta, moments, habits, routines, usual, given, change, waiting, queue, scores, watched, settings,
-        examples, n_examples, made, near, x, residual, extra, verdict, work, slopes, scratch, paces,
+        past, theta, moments, habits, routines, usual, given, change, waiting, queue, scores, watched, anchor,
+        recent, n_recent, settings, examples, n_examples, made, near, x, residual, extra, verdict, work, slopes,
+        scratch, paces,
     )  # fmt: skip

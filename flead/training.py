@@ -160,8 +160,8 @@ class Federation:
 
 
 Tamper = Callable[[int, NDArray[np.int64], Vector, Vector], Vector]
-"""What a simulated attack does: (round, counted from 1; the picked devices, (k,), by their place in the fleet; what they
-trained, (k, p); the global model that they began from, (p,)) to what arrives, (k, p)."""
+"""What a simulated attack does: from the round, counted from 1, the picked devices, (k,), by their place in the fleet,
+what they trained, (k, p), and the global model that they began from, (p,), to what arrives, (k, p)."""
 
 _FEDAVG = FedAvg()
 

@@ -1,5 +1,7 @@
 """Partial sums inside the job: of each shard of a cohort one update in a while, in place of each device's.
 
+(One for each global model that its devices began from: two or three while a new one spreads.)
+
 ::
 
     learn ──► flead.local-updates          where `partial_sums` is 0
@@ -23,7 +25,7 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from flead.errors import BadInput
 from flead.messages import LocalUpdate
-from flead.partial import Part, partial_update, sender_name, shard_of
+from flead.partial import Part, partial_updates, sender_name, shard_of
 from flink.functions import BYTES, RECORD, STATE
 
 SHARED = Types.ROW([Types.STRING(), BYTES])
@@ -78,10 +80,11 @@ class SumUp(KeyedProcessFunction):  # type: ignore[misc]
         before = int(self._sent.value() or b"0")
         name = ctx.get_current_key()
         time = datetime.fromtimestamp(timestamp / 1_000, UTC)
-        update = partial_update(parts, device_id=name, timestamp=time, samples_before=before)
-        self._sent.update(str(before + update["sample_count"]).encode())
         self._parts.clear()
-        yield Row(name.encode(), orjson.dumps(update))
+        updates = partial_updates(parts, device_id=name, timestamp=time, samples_before=before)
+        self._sent.update(str(updates[-1]["metadata"]["samples_seen"]).encode())
+        for update in updates:
+            yield Row(name.encode(), orjson.dumps(update))
 
 
 def partial_sums(updates: DataStream, shards: int, every_s: float) -> DataStream:

@@ -22,7 +22,7 @@ class Service(BaseModel):
 class UpdateAnswer(BaseModel):
     """`POST /api/local-update`: a duplicate was counted before, and is not again."""
 
-    status: Literal["accepted", "duplicate"]
+    status: Literal["accepted", "duplicate", "outdated", "quarantined"]
     device_id: str
     cohort: str
     pending_updates: int = Field(description="devices with an update that waits for a round")
@@ -108,12 +108,12 @@ class TokenAnswer(BaseModel):
     """`POST /api/token` (RFC 6749, section 5.1)."""
 
     access_token: str
-    token_type: Literal["bearer"] = "bearer"
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105
     expires_in: int = Field(description="s")
     role: Role
 
 
-class SessionAnswer(BaseModel):
+class WhoAnswer(BaseModel):
     """`POST /api/session`, `GET /api/session`: who asks."""
 
     name: str
@@ -132,7 +132,7 @@ class KeyEntry(BaseModel):
     revoked_at: datetime | None
 
 
-class KeyAnswer(KeyEntry):
+class NewKeyAnswer(KeyEntry):
     """`POST /api/keys`."""
 
     key: str = Field(description="shown here and never again")

@@ -20,7 +20,9 @@ from global_server.answers import Service
 from global_server.rounds import RoundService
 from global_server.routes import access, configuration, health, models, pages, quarantine, rounds, updates
 from global_server.routes.access import Credentials
-from global_server.routes.describing import SCHEMAS, example
+from global_server.routes.describing import SCHEMAS
+from global_server.routes.describing import problems as described
+from global_server.routes.examples import show
 from global_server.telemetry import Measured, Telemetry
 
 MAX_BODY = 2_000_000
@@ -64,12 +66,12 @@ def create_app(
     telemetry.watch(service)
     app = FastAPI(
         title="FLEAD global server", version=_version(), description="Rounds of federated learning.",
-        docs_url=None, redoc_url=None, openapi_url=None,
+        docs_url=None, redoc_url=None, openapi_url=None, generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     problems.install(app)
     _close_doors(app, guard, telemetry, site)
 
-    @app.get("/", response_model=Service, tags=["server"], operation_id="service", responses=example(_SERVICE))
+    @app.get("/", response_model=Service, tags=["server"], operation_id="service")
     def root(request: Request) -> Service | RedirectResponse:
         """Say what this is; a browser is sent to the pages for people."""
         if site and "text/html" in request.headers.get("accept", ""):
@@ -113,7 +115,8 @@ def _version() -> str:
         return "0.1.0"
 
 
-_SERVICE = {"service": "flead-global-server", "status": "running", "version": "0.1.0"}
+_TIME = {"type": "string", "format": "date-time", "description": "ISO 8601 with an offset"}
+_SECONDS = {"type": "number", "description": "since 1970, s or ms"}
 _SCHEMES = {
     "token": {"type": "http", "scheme": "bearer", "description": "a user's, from `POST /api/token`"},
     "key": {"type": "apiKey", "in": "header", "name": "X-Device-Key", "description": "a device's"},
@@ -131,10 +134,17 @@ def _describe(document: dict[str, Any], *, required: bool) -> None:
         schema = model.model_json_schema(ref_template=SCHEMAS + "{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
+    # Pydantic takes both, and says the first only.
+    schemas["LocalUpdate"]["properties"]["timestamp"] = {"anyOf": [_TIME, _SECONDS]}
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    for operation in operations:
+        show(operation)
+        if "requestBody" in operation:
+            for status, says in described(400, 413).items():
+                operation["responses"].setdefault(str(status), says)
     if not required:
         return
     components["securitySchemes"] = _SCHEMES
-    for item in document["paths"].values():
-        for operation in item.values():
-            if operation["operationId"] not in _WITHOUT_CREDENTIALS:
-                operation["security"] = [{name: []} for name in _SCHEMES]
+    for operation in operations:
+        if operation["operationId"] not in _WITHOUT_CREDENTIALS:
+            operation["security"] = [{name: []} for name in _SCHEMES]

@@ -25,7 +25,7 @@ BATCH = 256
 """Updates that are stored together, at most."""
 BATCH_BYTES = 8_000_000
 MAX_WAITING_BYTES = 64_000_000
-"""Bodies that may wait, bytes; their lists of numbers take some ten times as much memory."""
+"""Bodies of which the updates may wait, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +155,11 @@ class Intake:
             LOG.warning("a round waits: %s", error)
         cohorts = self._service.summary()
         return [
-            outcome if isinstance(outcome, BadInput) else _taken(outcome, cohorts[update.cohort])
+            outcome if isinstance(outcome, BadInput) else _taken(outcome, cohorts.get(update.cohort))
             for update, outcome in zip(updates, outcomes, strict=True)
         ]
 
 
-def _taken(outcome: Accepted, figures: dict[str, int]) -> Taken:
-    return Taken(outcome, figures["pending_updates"], figures["rounds"])
+def _taken(outcome: Accepted, figures: dict[str, int] | None) -> Taken:
+    """Put an answer together; a cohort of which nothing was ever accepted has no figures."""
+    return Taken(outcome, figures["pending_updates"], figures["rounds"]) if figures else Taken(outcome, 0, 0)

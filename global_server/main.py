@@ -19,14 +19,18 @@ from pydantic import SecretStr
 from config.child import free_port, port_is_taken
 from config.settings import MongoSettings, ServerSettings, Settings
 from flead.errors import BadConfiguration, PortTaken, Unavailable
+from flead.signatures import public_text
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
 from global_server.access.tokens import SECRET_FILE
 from global_server.app import create_app
+from global_server.backups import Backups
 from global_server.feed import UpdateFeed
+from global_server.held_out import HeldOut, HeldOutReadings
 from global_server.publisher import ModelPublisher
 from global_server.rounds import RoundService
 from global_server.schedule import Scheduler
+from global_server.signing import signing_key
 from global_server.telemetry import MeasuredService, Telemetry
 from storage.access import AccessRepository, AuditRepository
 from storage.connection import Client, connect, open_database, ping
@@ -97,7 +101,12 @@ def serve(
         database = open_database(client, mongodb)
         apply_schema(database, mongodb)
         publisher = ModelPublisher(settings.kafka.servers)
-        service = MeasuredService(RoundRepository(database), settings.aggregation, publisher)
+        key = signing_key(settings)
+        held_out = _held_out(stack, settings)
+        service = MeasuredService(
+            RoundRepository(database), settings.aggregation, publisher, key=key, held_out=held_out,
+            seed=settings.learner.seed, on_stable=Backups(settings.run_dir, settings.aggregation.backups).write,
+        )  # fmt: skip
         service.telemetry = Telemetry()
         service.load()
         scheduler = Scheduler(service, publisher.check)
@@ -112,6 +121,7 @@ def serve(
             guard=Guard(audit, settings.server, AccessRepository(database), secret),
             audit=audit,
             telemetry=service.telemetry,
+            public_key=public_text(key.public_key()),
             kafka_connected=lambda: publisher.connected,
             site=pages.path if pages else None,
         )
@@ -119,6 +129,18 @@ def serve(
             stack.enter_context(pages.mount(app, service))
         LOG.info("the global server listens on %s", _address(settings.server, listener))
         uvicorn.Server(_http(app, settings.server)).run(sockets=[listener])
+
+
+def _held_out(stack: ExitStack, settings: Settings) -> HeldOutReadings | None:
+    """What updates are judged on, where reference devices are named."""
+    defence = settings.aggregation.defence
+    if not defence.held_out_devices:
+        return None
+    readings = HeldOutReadings(frozenset(defence.held_out_devices), defence.held_out_readings, settings.learner)
+    follower = HeldOut(settings.kafka.servers, readings, settings.reading)
+    stack.callback(follower.stop)
+    follower.start()
+    return readings
 
 
 def _http(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:

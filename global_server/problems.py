@@ -114,6 +114,25 @@ def response_to(error: errors.FleadError) -> JSONResponse:
     return _respond(problem, headers)
 
 
+def _methods(request: Request) -> set[str]:
+    """What may be done with a path: each method has a route of its own. What is declared word for word comes first."""
+    paths = request.app.openapi()["paths"]
+    exact = paths.get(request.url.path)
+    found = [exact] if exact else [item for path, item in paths.items() if _fits(path, request.url.path)]
+    return {method.upper() for item in found for method in item}
+
+
+def _fits(declared: str, path: str) -> bool:
+    """Whether a path is one of those that were declared.
+
+    >>> _fits("/api/keys/{key_id}", "/api/keys/3f9c"), _fits("/api/keys/{key_id}", "/api/keys")
+    (True, False)
+    """
+    parts, given = declared.split("/"), path.split("/")
+    pairs = zip(parts, given, strict=False)
+    return len(parts) == len(given) and all(part == there or part.startswith("{") for part, there in pairs)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error with a problem document."""
 
@@ -122,8 +141,11 @@ def install(app: FastAPI) -> None:
         return response_to(error)
 
     @app.exception_handler(HTTPException)
-    def _http(_request: Request, error: HTTPException) -> JSONResponse:
-        return _respond(_of_http(error.status_code, str(error.detail)), dict(error.headers or {}))
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return _respond(_of_http(error.status_code, str(error.detail)), headers)
 
     @app.exception_handler(RequestValidationError)
     def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from config.aggregation import AggregationSettings, Rules, RulesPatch
 from flead import network
-from flead.errors import BadInput, BudgetSpent, Unavailable
+from flead.errors import BadInput, BudgetSpent, FleadError, Unavailable
 from flead.messages import GlobalModel, LocalUpdate, Stage
 from flead.network import Architecture, Vector
 from flead.privacy import Accountant, Spent
@@ -254,7 +254,10 @@ class RoundService:
         except Unavailable as error:
             return error
         if model.stage is Stage.STABLE:
-            self._on_stable(model)
+            try:
+                self._on_stable(model)
+            except FleadError as error:
+                LOG.warning("version %d of %s has no backup: %s", model.version, model.cohort, error)
         with self.books.lock:
             state = self.books.memory.cohorts.get(model.cohort)
             if state:

@@ -19,6 +19,7 @@ from enum import StrEnum
 from math import floor
 from typing import Any, Protocol
 
+from config.aggregation import Rules
 from config.secure import SecureSettings
 from flead import network
 from flead.errors import BadInput, BadSecureSum, Unavailable, WrongPhase
@@ -60,6 +61,9 @@ class Rounds(Protocol):
 
     def model(self, cohort: str) -> GlobalModel | None:
         """The newest global model."""
+
+    def rules(self, cohort: str) -> Rules:
+        """How its rounds are made."""
 
 
 @dataclass
@@ -291,7 +295,7 @@ class SecureSums:
         Raises
         ------
         BadSecureSum
-            where the architecture is not known, or not the cohort's
+            where the architecture is not known, or not the cohort's; where its rounds look at each device's update
         WrongPhase
             where too many sessions go on
         """
@@ -300,7 +304,10 @@ class SecureSums:
             return self._open(cohort, architecture, now)
 
     def _open(self, cohort: str, architecture: Architecture | None, now: datetime) -> Session:
-        gathering, model = self._gathering(cohort), self._rounds.model(cohort)
+        gathering, model, rules = self._gathering(cohort), self._rounds.model(cohort), self._rounds.rules(cohort)
+        if not rules.strategy.linear or rules.privacy.enabled:
+            who = "privacy" if rules.privacy.enabled else rules.strategy.name
+            raise BadSecureSum(f"cohort {cohort!r}: {who} looks at each device's update, which a sum hides: change one")
         known = gathering.architecture if gathering else None
         if known is None and model is not None:
             known = Architecture.from_message(model.weights.architecture)

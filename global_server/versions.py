@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from flead import network
 from flead.errors import BadModel, Conflict, NotThere
 from flead.messages import GlobalModel, Stage
-from flead.rollout import Judgement, Verdict
+from flead.rollout import Judgement, Verdict, is_canary
 from global_server.books import Books
 from global_server.cohort import Cohort
 from storage.rounds import Memo
@@ -127,6 +127,36 @@ class Versions:
     def about(self, cohort: str, version: int) -> dict[str, Any]:
         """What was decided about a version: `verdict`, `decided_by`, `decided_at`, `published_at`."""
         return self._books.repository.decision(cohort, version)
+
+    def trial(self, cohort: str, now: datetime) -> dict[str, Any] | None:
+        """How the trial of a cohort's canary goes; None where there is none.
+
+        `version`, `since`, `until` (judged by then at the latest), `share`; `expected` canaries and `others` that
+        report their errors, `canaries` and `controls` of them that have since; `rise`, `verdict` and `why` as of now;
+        whether it is `automatic`.
+        """
+        with self._books.lock:
+            state = self._books.memory.cohorts.get(cohort)
+            if state is None or state.trial is None:
+                return None
+            trial = replace(state.trial, canaries=dict(state.trial.canaries), controls=dict(state.trial.controls))
+            rollout = self._books.rules(cohort).rollout
+        found = trial.judge(rollout, now)
+        expected = sum(is_canary(name, cohort, trial.version, trial.share) for name in trial.before)
+        return {
+            "version": trial.version,
+            "since": trial.since,
+            "until": trial.since + timedelta(seconds=rollout.limit_s),
+            "share": trial.share,
+            "expected": expected,
+            "others": len(trial.before) - expected,
+            "canaries": found.canaries,
+            "controls": found.controls,
+            "rise": found.rise,
+            "verdict": found.verdict.value,
+            "why": found.why,
+            "automatic": rollout.automatic,
+        }
 
     def restore(self, backup: GlobalModel, who: str, now: datetime) -> GlobalModel:
         """Make a backup the stable model, as a version of its own.

@@ -2,8 +2,8 @@
 
 The commands that start, stop and show a run are here. Each other group of commands is a `typer.Typer` in a module of
 its own, joined below: `cli_services.py` (what a run consists of), `cli_learning.py` (what learns from files),
-`cli_storage.py` (backup, restore, reader),
-`cli_data.py` (`flead data`), `cli_analyze.py` (`flead analyze`), `cli_federation.py` (large fleets),
+`cli_storage.py` (backup, restore, reader), `cli_data.py` (`flead data`), `cli_analyze.py` (`flead analyze`),
+`cli_federation.py` (large fleets), `cli_models.py` (`flead models`, `flead quarantine`, `flead rules`),
 `cli_access.py` (`flead users`, `flead keys`).
 """
 
@@ -28,6 +28,7 @@ from orchestration import (
     cli_federation,
     cli_learning,
     cli_mart,
+    cli_models,
     cli_services,
     cli_storage,
 )
@@ -63,6 +64,9 @@ app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_analyze.app, name="analyze")
 app.add_typer(cli_dashboards.app, name="dashboards")
 app.add_typer(cli_mart.app, name="mart")
+app.add_typer(cli_models.models, name="models")
+app.add_typer(cli_models.quarantine, name="quarantine")
+app.add_typer(cli_models.rules, name="rules")
 app.add_typer(cli_access.users, name="users")
 app.add_typer(cli_access.keys, name="keys")
 

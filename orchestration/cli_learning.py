@@ -43,6 +43,10 @@ def evaluate(
         bool,
         typer.Option("--plausible/--all-values", help="Take values that no Intel Lab sensor can have as missing."),
     ] = True,
+    personalisation: Annotated[
+        bool,
+        typer.Option("--personalisation", help="Also let a fleet stream through the days by each learner.adoption."),
+    ] = False,
 ) -> None:
     """Compare federated, local and centralised learning on recorded days: who forecasts later days best."""
     from orchestration.evaluating import Days, Request, compare
@@ -56,6 +60,7 @@ def evaluate(
         plausible=plausible,
         rounds=rounds,
         seed=seed,
+        personalisation=personalisation,
     )
     printed = as_json is not None and str(as_json) == "-"
     for path in (page, None if printed else as_json):
@@ -222,10 +227,26 @@ def _print_evaluation(report: dict[str, Any]) -> None:
         table.add_row(method, *map(_figure, [*found, *(means["cold_start"][h].get(method) for h in horizons)]))
     out.print(table)
     out.print(_personalised(report))
+    if "personalisation" in report:
+        out.print(_rules(report))
     out.print(
         f"{len(report['devices'])} devices, {report['readings']['train']:,} readings to learn from, "
         f"{report['readings']['test']:,} to test on, {report['durations_s']['total']:.0f} s"
     )
+
+
+def _rules(report: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    found, horizons = report["personalisation"], report["horizons"]
+    title = "mean skill on the stream, by learner.adoption"
+    table = Table("rule", box=None, header_style="bold", title=title, title_justify="left")
+    for name in (*horizons, *(f"{horizon}, newcomer" for horizon in horizons), "models taken"):
+        table.add_column(name, justify="right")
+    for rule in found["rules"]:
+        means = [found[who]["mean_skill"][h][rule] for who in ("devices", "newcomers") for h in horizons]
+        table.add_row(rule, *map(_figure, [*means, found["taken"][rule]]))
+    return table
 
 
 def _personalised(report: dict[str, Any]) -> Table:

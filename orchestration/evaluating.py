@@ -23,6 +23,7 @@ from flead.errors import BadConfiguration, BadDataset
 from flead.evaluation import LONGEST_NEXT_S, TOLERANCE, Evaluation, Plan, Series, cohort_frames, evaluate
 from flead.learner_config import LearnerConfig
 from flead.messages import cohort_of
+from flead.personalisation import compare_rules
 from flead.training import Federation
 from orchestration.display import some_of
 from visualization.plots import Forecasts
@@ -77,6 +78,8 @@ class Request:
     plausible: bool = True
     rounds: int | None = None
     seed: int = 0
+    personalisation: bool = False
+    """Whether the rules of adoption are compared, too."""
 
     @property
     def plan(self) -> Plan:
@@ -138,6 +141,7 @@ def compare(request: Request, config: LearnerConfig, on_progress: Progress) -> C
         on_progress(what, share)
 
     found = evaluate(train, test, sensors, config, request.plan, on_step)
+    rules = compare_rules(train, test, sensors, config, on_progress=on_step) if request.personalisation else None
     ended = time.perf_counter()
     remarks += _unknown(found, test)
     names, starts = list(marks), [*marks.values(), ended]
@@ -162,6 +166,8 @@ def compare(request: Request, config: LearnerConfig, on_progress: Progress) -> C
         "machine": machine(),
         "durations_s": {"reading": read - begun, **phases, "total": ended - begun},
     }
+    if rules is not None:
+        report["personalisation"] = rules.as_dict()
     return Compared(report, remarks, _forecasts(found, test))
 
 

@@ -30,7 +30,7 @@ def update(number: int) -> Row:
         "weights": network.to_message(np.eye(DEVICES)[device], ARCHITECTURE),
         "sample_count": 1 + device,
         "timestamp": f"2024-01-01T00:{number // 60:02}:{number % 60:02}+00:00",
-        "metadata": {"cohort": "x", "sensors": ["x"], "samples_seen": 1 + number, "base_version": 3 + device},
+        "metadata": {"cohort": "x", "sensors": ["x"], "samples_seen": 1 + number, "base_version": 3 + device % 2},
     }
     return Row(b"key", b"?" if number == UNREADABLE else orjson.dumps(said))
 

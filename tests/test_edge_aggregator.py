@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgpack
 import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from config.aggregation import AggregationSettings
 from config.child import free_port
-from config.settings import PROJECT, AggregationSettings
+from config.settings import PROJECT
 from edge.aggregator import MAX_BODY, Aggregator, create_app, serve
 from edge.buffer import UpdateBuffer
 from flead import network
@@ -38,7 +42,7 @@ ARCHITECTURE = Architecture(2, (), 1)
 
 
 def weights_of(device: int) -> Vector:
-    return np.array([1.0, -2.0, 0.5]) * (device + 1)
+    return np.array([1.0, -2.0, 0.5]) * float(device + 1)
 
 
 def body(device: int, minute: int = 0, **fields: Any) -> dict[str, Any]:
@@ -156,6 +160,9 @@ class TestBetweenDevicesAndTheGlobalServer:
             stale = devices.get("/api/global-model", params={"cohort": "light"})
             assert stale.json() == given.json()
             assert stale.headers["warning"].startswith("110")
+            if etag := stale.headers.get("etag"):
+                same = {"If-None-Match": etag}
+                assert devices.get("/api/global-model", params={"cohort": "light"}, headers=same).status_code == 304
             none = devices.get("/api/global-model", params={"cohort": "other"})
             assert (none.status_code, none.headers["content-type"]) == (503, "application/problem+json")
 
@@ -167,7 +174,7 @@ class TestBetweenDevicesAndTheGlobalServer:
 
         with Aggregator.open(tmp_path, str(upstream.base_url)) as first:
             first.accept(LocalUpdate.model_validate(body(0)), NOW)
-            first.buffer.sent = crash  # type: ignore[method-assign]
+            first.buffer.sent = crash  # type: ignore[assignment, method-assign]
             with pytest.raises(KeyboardInterrupt):
                 first.flush(NOW)
         with Aggregator.open(tmp_path, str(upstream.base_url)) as again:
@@ -190,7 +197,7 @@ class TestBetweenDevicesAndTheGlobalServer:
             def answers() -> bool:
                 assert process.poll() is None
                 try:
-                    return httpx.get(url).json()["service"] == "flead-aggregator"
+                    return bool(httpx.get(url).json()["service"] == "flead-aggregator")
                 except httpx.TransportError:
                     return False
 
@@ -325,6 +332,29 @@ class TestWhatDevicesSee:
         assert {"status", "aggregation_rounds", "aggregation_config", "timestamp"} <= status.keys()
         assert devices.get("/api/status", params={"cohort": "nobody"}).status_code == 404
 
+    @pytest.mark.parametrize("packs", [gzip.compress, lambda raw: raw])
+    @pytest.mark.parametrize("kind", ["json", "msgpack"])
+    def test_updates_may_be_packed(self, devices: httpx.Client, packs: Callable[[bytes], bytes], kind: str) -> None:
+        raw = msgpack.packb(body(0)) if kind == "msgpack" else json.dumps(body(0)).encode()
+        headers = {"Content-Type": f"application/{kind}"} | ({"Content-Encoding": "gzip"} if packs(raw) != raw else {})
+        answer = devices.post("/api/local-update", content=packs(raw), headers=headers)
+        assert answer.json()["status"] == "accepted"
+
+    @pytest.mark.parametrize(
+        ("content", "headers", "status"),
+        [
+            (gzip.compress(b"0" * (MAX_BODY + 1)), {"Content-Encoding": "gzip"}, 413),
+            (gzip.compress(b"{}")[:-4], {"Content-Encoding": "gzip"}, 422),
+            (b"?", {"Content-Encoding": "gzip"}, 422),
+            (b"?", {"Content-Encoding": "br"}, 415),
+            (b"\xdd\xff\xff\xff\xff", {"Content-Type": "application/msgpack"}, 422),
+        ],
+    )
+    def test_what_is_packed_wrongly_is_refused(
+        self, devices: httpx.Client, content: bytes, headers: dict[str, str], status: int
+    ) -> None:
+        assert devices.post("/api/local-update", content=content, headers=headers).status_code == status
+
     @pytest.mark.parametrize(
         ("content", "status"),
         [
@@ -388,6 +418,17 @@ class TestTheBuffer:
             assert buffer.close(NOW) == 3
             names = {LocalUpdate.from_json(message.body).device_id for message in buffer.waiting()}
         assert len(names) == 3
+
+    def test_keeps_global_models_apart(self, tmp_path: Path) -> None:
+        many = {"cohort": "light", "devices": 3}
+        with UpdateBuffer(tmp_path / "b") as buffer:
+            for minute, version in enumerate((1, 1, 2)):
+                metadata = many | {"base_version": version}
+                buffer.accept(Part.from_update(LocalUpdate.model_validate(body(0, minute, metadata=metadata))), NOW)
+            buffer.accept(Part.from_update(LocalUpdate.model_validate(body(1))), NOW)
+            buffer.close(NOW)
+            sent = [LocalUpdate.from_json(message.body).metadata for message in buffer.waiting()]
+        assert [(said["base_version"], said["devices"]) for said in sent] == [(0, 1), (1, 6), (2, 3)]
 
     def test_grows_with_devices_and_not_with_updates_while_the_upstream_is_away(self, tmp_path: Path) -> None:
         with UpdateBuffer(tmp_path / "b") as buffer:

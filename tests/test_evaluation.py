@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,13 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from flead.errors import BadDataset
-from flead.evaluation import COLD_METHODS, DAY, METHODS, Evaluation, Plan, Series, evaluate
+from flead.evaluation import COLD_METHODS, DAY, METHODS, Evaluation, Plan, Series, changes_of, evaluate
+from flead.learner import DeviceLearner
 from flead.learner_config import LearnerConfig
 from flead.network import Vector
+from flead.personalisation import RULES, Personalisation, Rounds, compare_rules
 from flead.training import Federation
+from tests.fixtures_cli import Flead
 
 BEGIN, INTERVAL = 19_800 * DAY, 240.0
 SENSORS = ("humidity", "temperature")
@@ -151,3 +157,79 @@ class TestRoutines:
         skill = found.as_dict()["skill"]["20min"]["humidity"]
         for method in ("personalised", "streamed"):
             assert skill[method] > skill["federated"] + 0.05
+
+
+class TestRules:
+    """The stream's learners in rounds of their own, once by each rule of adoption."""
+
+    CONFIG = CONFIG.model_copy(update={"update_every": 60})
+
+    @classmethod
+    def ruled(cls, train: list[Series], test: list[Series], min_devices: int = 2) -> Personalisation:
+        return compare_rules(train, test, SENSORS, cls.CONFIG, Rounds(3_600.0, min_devices))
+
+    @classmethod
+    @cache
+    def found(cls) -> Personalisation:
+        return cls.ruled(fleet(0, 2, count=4), fleet(2, 1, count=4))
+
+    def test_are_all_compared_on_every_reading_of_the_test_days(self) -> None:
+        found = self.found()
+        assert tuple(found.rules) == RULES == ("alone", "replace", "mix", "last_layer", "better")
+        for ruled in found.rules.values():
+            for off, late, base in zip(ruled.errors, ruled.newcomers, found.reference, strict=True):
+                assert_array_equal(np.isnan(off), np.isnan(base))
+                assert_array_equal(np.isnan(late), np.isnan(base))
+
+    def test_alone_is_a_learner_that_never_adopts(self) -> None:
+        ruled, old, new = self.found().rules["alone"], fleet(0, 2)[0], fleet(2, 1)[0]
+        learner = DeviceLearner(SENSORS, self.CONFIG)
+        learner.process_frame(old.times, old.values)
+        said = learner.process_frame(new.times, new.values)
+        changes = changes_of(new, self.CONFIG.horizon_s)
+        assert_array_equal(ruled.errors[0][:, :2], said.forecast - new.values - changes[:, :2])
+        late = DeviceLearner(SENSORS, self.CONFIG).process_frame(new.times, new.values)
+        assert_array_equal(ruled.newcomers[0][:, 2:], late.horizon - new.values - changes[:, 2:])
+        assert np.isnan(ruled.taken)
+
+    def test_of_federation_help_newcomers(self) -> None:
+        means = self.found().as_dict()["newcomers"]["mean_skill"]
+        for rule in RULES[1:]:
+            assert means["next"][rule] > means["next"]["alone"] + 0.02
+
+    def test_take_all_models_but_the_one_that_asks_whether_they_are_better(self) -> None:
+        taken = {rule: ruled.taken for rule, ruled in self.found().rules.items()}
+        assert taken["replace"] == taken["mix"] == taken["last_layer"] == 1.0
+        assert 0.0 < taken["better"] < 1.0
+
+    def test_make_a_round_when_enough_devices_have_sent_their_updates(self) -> None:
+        train, test = fleet(0, 1, count=4), fleet(1, 1, count=4)
+        for day in (train, test):  # two devices give half as many readings
+            day[2:] = [replace(slow, times=slow.times[::2], values=slow.values[::2]) for slow in day[2:]]
+        few, all_ = (self.ruled(train, test, n).rules["mix"].rounds for n in (2, 4))
+        assert (few, all_) == (12, 6)  # of 720 and of 360 readings, 60 to an update
+
+    def test_are_figures_that_can_be_written_printed_and_shown(
+        self, tmp_path: Path, run_dir: Path, flead: Flead
+    ) -> None:
+        lines = ["timestamp,device_id,humidity,temperature"]
+        for each in fleet(0, 2, count=2):
+            rows = zip(each.times.tolist(), each.values.tolist(), strict=True)
+            lines += [f"{datetime.fromtimestamp(t, UTC).isoformat()},{each.device},{a},{b}" for t, (a, b) in rows]
+        source, out, page = tmp_path / "in.csv", tmp_path / "out.json", tmp_path / "page.html"
+        source.write_text("\n".join(lines) + "\n")
+        both = ("--train", source, "--test", source, "--train-days", "2024-03-18", "--test-days", "2024-03-19")
+        done = flead("evaluate", *both, "--rounds", 1, "--personalisation", "--json", out, "--page", page)
+        assert done.code == 0, done.err
+        found = json.loads(out.read_text(), parse_constant=pytest.fail)["personalisation"]
+        assert found["rules"] == list(RULES)
+        for who in ("devices", "newcomers"):
+            for horizon in ("next", "10min"):
+                assert set(found[who]["mean_skill"][horizon]) == {*RULES}
+                assert set(found[who]["skill"][horizon]["humidity"]) == {*RULES}
+        assert "last_layer" in done.out
+        assert "What a device does with the global model" in page.read_text()
+
+    def test_need_a_device_on_both_sides(self) -> None:
+        with pytest.raises(BadDataset, match="no device has readings in both"):
+            self.ruled([series("a", 0, 1)], [series("b", 1, 1)])

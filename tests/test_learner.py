@@ -25,7 +25,7 @@ from flead.learner import STATE_LIMIT, DeviceLearner, Outcome, Outcomes, check
 from flead.learner_config import Adoption, Drift, LearnerConfig, Optimiser
 from flead.learning import LARGEST_STEP, LARGEST_SWING, practise_all, routines_at
 from flead.messages import LocalUpdate, cohort_of
-from flead.network import Vector, from_message
+from flead.network import Vector, from_message, layers
 from flead.scoring import KINDS
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -40,6 +40,8 @@ CONFIGS = {
     "momentum": LearnerConfig(optimiser=Optimiser.MOMENTUM, skip=False, hidden_sizes=(8, 4), drift=Drift.NONE),
     "adam": LearnerConfig(optimiser=Optimiser.ADAM, hidden_sizes=(8,), drift=Drift.PAGE_HINKLEY, horizon_s=60.0),
     "no hidden layer": LearnerConfig(hidden_sizes=(), features=("lag_1", "profile", "horizon_ago")),
+    "proximal": LearnerConfig(hidden_sizes=(4,), proximal=0.1),
+    "better": LearnerConfig(hidden_sizes=(4,), features=("lag_1", "mean_20"), adoption=Adoption.BETTER),
     "every feature": LearnerConfig(hidden_sizes=(4,), features=(*PER_SENSOR, *SHARED)),
 }
 PLUGINS = {
@@ -387,7 +389,7 @@ class TestState:
         followed(learner, noise(100))
         version, length = struct.unpack_from("<II", raw := learner.to_bytes())
         header = orjson.loads(raw[8 : 8 + length])
-        del header[5:7]
+        del header[5:9]
         older = orjson.dumps(header)
         again = DeviceLearner.from_bytes(struct.pack("<II", version, len(older)) + older + raw[8 + length :], CONFIG)
         assert_array_equal(again._buffer[: again._n_kept], learner._buffer[: again._n_kept])
@@ -395,6 +397,21 @@ class TestState:
         update = again.take_update("m", when(0))
         assert update is not None
         assert "loss" not in update["metadata"]
+
+    @pytest.mark.parametrize("before", [{}, {"proximal": 1.0}, {"adoption": "better"}])
+    @pytest.mark.parametrize("after", [{}, {"proximal": 1.0}, {"adoption": "better"}])
+    def test_goes_on_where_the_rule_of_adoption_changed(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        learner, config = learner_of("a", "b", config=LearnerConfig(**before)), LearnerConfig(**after)
+        followed(learner, noise(150))
+        changed = DeviceLearner.from_bytes(learner.to_bytes(), config)
+        assert_array_equal(changed.theta, learner.theta)
+        assert_array_equal(changed._state.habits, learner._state.habits)
+        if config.proximal:
+            assert_array_equal(changed._state.anchor, learner._state.anchor if "proximal" in before else learner.theta)
+        if config.adoption is Adoption.BETTER:
+            assert len(changed.recent_examples) == len(learner.recent_examples)
+        followed(changed, noise(10))
+        assert all_finite(changed)
 
     def test_of_another_layout_is_refused(self) -> None:
         with pytest.raises(BadModel, match="layout 9"):
@@ -659,6 +676,103 @@ class TestAdoption:
         followed(learner, noise(30))
         assert_array_equal(theta, kept)
 
+    def test_the_last_layer_stays_the_devices_own_and_the_others_are_replaced(self) -> None:
+        learner = self.experienced(adoption="last_layer", hidden_sizes=(4, 3))
+        own, theta = learner.theta.copy(), learner.theta + 1.0
+        assert learner.adopt(theta, 1)
+        *hidden, last = (layers(vector, learner.architecture) for vector in (learner.theta, theta, own))
+        for depth in (0, 1):
+            assert_array_equal(hidden[0][depth], hidden[1][depth])
+        assert_array_equal(hidden[0][2], last[2])
+
+    def test_the_last_layer_and_all_others_go_on_learning(self) -> None:
+        learner = self.experienced(adoption="last_layer")
+        learner.adopt(learner.theta + 0.1, 1)
+        before = [layer.copy() for layer in layers(learner.theta, learner.architecture)]
+        followed(learner, noise(10, seed=2))
+        for layer, old in zip(layers(learner.theta, learner.architecture), before, strict=True):
+            assert not np.array_equal(layer, old)
+
+    @pytest.mark.parametrize("rule", ["last_layer", "better"])
+    @pytest.mark.parametrize("forecaster", ["network", "linear"])
+    def test_a_rule_that_cannot_be_followed_mixes(self, rule: str, forecaster: str) -> None:
+        changes = {"hidden_sizes": ()} if forecaster == "network" else {"forecaster": forecaster}
+        learner = learner_of("a", "b", config=LearnerConfig.model_validate({"adoption": rule, "mix": 0.25, **changes}))
+        table = noise(200)
+        table[10:] = np.nan if rule == "better" else table[10:]  # too few to compare on
+        followed(learner, table)
+        own = learner.theta.copy()
+        assert learner.adopt(own + 1.0, 1)
+        assert_allclose(learner.theta, own + 0.25, rtol=1e-12, atol=1e-12)
+
+    def test_what_is_better_on_its_own_recent_data_a_device_takes(self) -> None:
+        good = learner_of("a", "b", config=LearnerConfig(adoption="better"))
+        followed(good, wave(8_000, period_s=900.0))
+        beginner = learner_of("a", "b", config=LearnerConfig(adoption="better"))
+        followed(beginner, wave(200, period_s=900.0))
+        assert beginner.adopt(good.theta, 1)
+        assert_array_equal(beginner.theta, good.theta)
+        assert not good.adopt(learner_of("a", "b").theta, 1)
+
+    def test_what_is_worse_a_device_leaves_and_weighs_no_second_time(self) -> None:
+        learner = self.experienced(adoption="better")
+        own = learner.theta.copy()
+        assert not learner.adopt(own + 1.0, 3)
+        assert_array_equal(learner.theta, own)
+        assert learner.base_version == 3
+        before = learner.to_bytes()
+        assert not learner.adopt(own.copy(), 3)
+        assert learner.to_bytes() == before
+
+    def test_a_model_beyond_all_numbers_is_worse(self) -> None:
+        learner = self.experienced(adoption="better")
+        own = learner.theta.copy()
+        assert not learner.adopt(np.resize([1e308, -1e308], own.size), 1)
+        assert_array_equal(learner.theta, own)
+
+    def test_the_mix_is_taken_where_it_is_best(self) -> None:
+        learner = self.experienced(adoption="better")
+        far = learner.theta.copy()
+        bias = layers(learner.theta, learner.architecture)[-1][-1]
+        layers(far, learner.architecture)[-1][-1] -= 2.0 * 0.9
+        bias += 0.9  # the mean of both is what was learned
+        wanted = learner.theta + 0.5 * (far - learner.theta)
+        assert learner.adopt(far, 1)
+        assert_allclose(learner.theta, wanted)
+
+    def test_the_newest_examples_are_compared_on_without_what_habits_add(self) -> None:
+        learner = self.experienced(adoption="better")
+        learner._state.habits[:] = 0.2
+        followed(learner, noise(100, seed=2))
+        rows, n = learner.recent_examples, 2
+        assert rows.shape == (64, learner.features.size + 4 * n)
+        newest = rows[int(learner._state.n_recent[0] - 1) % 64]
+        example = learner._state.examples[0]
+        f = learner.features.size
+        assert_array_equal(newest[: f + n], example[: f + n])
+        assert_array_equal(newest[f + 2 * n :], example[f + 2 * n : f + 4 * n])
+        assert (np.abs(example[f + n : f + 2 * n] - newest[f + n : f + 2 * n]) > 0.2).all()
+
+    def test_going_back_undoes_what_was_taken(self) -> None:
+        learner = self.experienced(adoption="replace", proximal=1.0)
+        good, bad = learner.theta + 0.1, learner.theta + 50.0
+        learner.adopt(good, 1)
+        learner.adopt(bad, 2)
+        learner.return_to(good, 1)
+        assert_array_equal(learner.theta, good)
+        assert_array_equal(learner._state.anchor, good)
+        assert learner.base_version == 1
+        assert learner.adopt(bad, 3)
+
+    def test_going_back_leaves_a_device_alone_that_had_left_it(self) -> None:
+        learner = self.experienced(adoption="better")
+        own = learner.theta.copy()
+        assert not learner.adopt(own + 1.0, 2)
+        learner = DeviceLearner.from_bytes(learner.to_bytes(), learner.config)
+        learner.return_to(own + 2.0, 1)
+        assert_array_equal(learner.theta, own)
+        assert learner.base_version == 1
+
     def test_the_next_forecast_uses_it_and_the_one_already_published_stands(self) -> None:
         learner, alone = self.experienced(), self.experienced()
         row: Values = {"a": 20.0, "b": 20.0}
@@ -668,6 +782,41 @@ class TestAdoption:
         after = taught(learner, [row])[0]
         assert after.expected == published.forecast
         assert after.forecast != taught(alone, [row])[0].forecast
+
+
+class TestAProximalTerm:
+    """The network is held near the global model that was adopted last (FedProx)."""
+
+    @staticmethod
+    def away(proximal: float) -> float:
+        config = LearnerConfig(adoption="replace", proximal=proximal)
+        learner = learner_of("a", "b", config=config)
+        followed(learner, noise(200))
+        theta = learner.theta.copy()
+        learner.adopt(theta, 1)
+        followed(learner, wave(500))
+        return float(np.linalg.norm(learner.theta - theta))
+
+    def test_holds_it_the_nearer_the_larger_it_is(self) -> None:
+        free, held, tied = (self.away(proximal) for proximal in (0.0, 3.0, 100.0))
+        assert tied < 0.3 * held
+        assert held < 0.9 * free
+
+    def test_holds_it_near_the_start_before_there_is_a_global_model(self) -> None:
+        learner = learner_of("a", "b", config=LearnerConfig(proximal=1.0))
+        assert_array_equal(learner._state.anchor, learner.theta)
+
+    def test_pulls_nothing_while_nothing_is_learned(self) -> None:
+        learner = learner_of("a", "b", config=LearnerConfig(proximal=10.0))
+        followed(learner, noise(200))
+        followed(learner, np.full((30, 2), np.nan))
+        theta = learner.theta.copy()
+        followed(learner, np.full((50, 2), np.nan))
+        assert_array_equal(learner.theta, theta)
+
+    def test_takes_no_state_where_there_is_none(self) -> None:
+        plain, held = (learner_of("a", "b", config=LearnerConfig(proximal=mu)) for mu in (0.0, 1.0))
+        assert held._n_kept == plain._n_kept + plain.theta.size
 
 
 class TestUpdates:
@@ -733,7 +882,7 @@ class TestLoss:
     """What an update says of how far its device's forecasts were off, in the sensors' standard deviations."""
 
     @staticmethod
-    def told(learner: DeviceLearner) -> tuple[float | None, int | None]:
+    def told(learner: DeviceLearner) -> tuple[Any, Any]:
         update = learner.take_update("m", when(0))
         assert update is not None
         return update["metadata"].get("loss"), update["metadata"].get("loss_count")

@@ -23,7 +23,7 @@ from flead.errors import BadUpdate
 from flead.federation import fedavg
 from flead.messages import LocalUpdate, WeightsMessage
 from flead.network import Architecture
-from flead.partial import Part, PartialSum, partial_update, sender_name, shard_of
+from flead.partial import Part, PartialSum, partial_updates, sender_name, shard_of
 from orchestration.java import find_java_home
 from tests import partial_job
 
@@ -120,25 +120,26 @@ class TestWhatASenderGave:
 
 class TestTheUpdateThatStandsForMany:
     def test_is_an_update_that_says_so(self) -> None:
-        parts = [part("a", 1.0, base_version=4), part("b", 4.0, samples=20, base_version=3)]
-        made = partial_update(parts, device_id="partial-0", timestamp=NOW, samples_before=100)
+        parts = [part("a", 1.0, base_version=4, loss=0.2), part("b", 4.0, samples=20, base_version=4, loss=0.4)]
+        (made,) = partial_updates(parts, device_id="partial-0", timestamp=NOW, samples_before=100)
         update = LocalUpdate.model_validate(made)
         np.testing.assert_allclose(network.from_message(update.weights)[0], 3.0)
         assert (update.sample_count, update.cohort) == (30, "x")
         assert update.metadata == {
-            "cohort": "x", "devices": 2, "samples_seen": 130, "sensors": ["t"], "base_version": 3,
+            "cohort": "x", "devices": 2, "samples_seen": 130, "sensors": ["t"], "base_version": 4,
+            "loss": pytest.approx(0.3),
         }  # fmt: skip
 
-    def test_tells_the_losses_of_each_global_model_apart(self) -> None:
-        parts = [part("a", loss=0.2, base_version=4), part("b", loss=0.4, base_version=4), part("c", base_version=5)]
-        said = partial_update(parts, device_id="p", timestamp=NOW, samples_before=0)["metadata"]
-        assert said["losses"] == {"4": [pytest.approx(0.3), 2]}
-        assert said["loss"] == pytest.approx(0.3)
-        mixed = partial_update(
-            [*parts, part("d", loss=0.9, base_version=5)], device_id="p", timestamp=NOW, samples_before=0
-        )["metadata"]
-        assert mixed["losses"] == {"4": [pytest.approx(0.3), 2], "5": [0.9, 1]}
-        assert "loss" not in mixed
+    def test_is_one_for_each_global_model(self) -> None:
+        parts = [part("a", base_version=5), part("b", base_version=4), part("c"), part("d", base_version=5)]
+        made = [
+            LocalUpdate.model_validate(update)
+            for update in partial_updates(parts, device_id="p", timestamp=NOW, samples_before=0)
+        ]
+        assert [update.metadata.get("base_version") for update in made] == [None, 4, 5]
+        assert [update.metadata["devices"] for update in made] == [1, 1, 2]
+        assert [update.metadata["samples_seen"] for update in made] == [10, 20, 40]
+        assert made[0].timestamp < made[1].timestamp < made[2].timestamp
 
     def test_travels_under_a_name_of_its_own_for_each_cohort(self) -> None:
         names = {sender_name("partial-0", cohort, TINY) for cohort in ("x", "y")}
@@ -177,7 +178,8 @@ def test_a_job_sends_of_each_shard_what_its_devices_learned() -> None:
             said = update.metadata
             assert said["samples_seen"] == counted
             assert said["devices"] == np.count_nonzero(theta)
-            assert said["base_version"] == 3 + np.flatnonzero(theta)[0]
+            assert said["base_version"] == 3 + np.flatnonzero(theta)[0] % 2
+            assert len({device % 2 for device in np.flatnonzero(theta)}) == 1
             assert update.timestamp > last
             assert update.device_id == name
             last = update.timestamp

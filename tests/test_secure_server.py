@@ -13,14 +13,16 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
+from config.aggregation import AggregationSettings, Rules
 from config.child import free_port
 from config.secure import SecureSettings
-from config.settings import AggregationSettings
 from edge.secure import Outcome, Participation, SecureDevice
 from flead import network
 from flead.errors import BadSecureSum, BadUpdate, Unavailable, WrongPhase
+from flead.federation import Krum
 from flead.messages import GlobalModel, LocalUpdate
 from flead.network import Architecture, Vector
+from flead.privacy import Privacy
 from flead.secure_sum import Kind, Party, Share, Words
 from global_server import problems
 from global_server.access.audit import Audit
@@ -49,6 +51,7 @@ class Recorder:
     updates: list[LocalUpdate] = field(default_factory=list)
     error: Exception | None = None
     global_model: GlobalModel | None = None
+    how: Rules = field(default_factory=Rules)
 
     def accept(self, message: LocalUpdate, _now: datetime) -> str:
         if self.error:
@@ -61,6 +64,9 @@ class Recorder:
 
     def model(self, _cohort: str) -> GlobalModel | None:
         return self.global_model
+
+    def rules(self, _cohort: str) -> Rules:
+        return self.how
 
 
 class Fleet:
@@ -116,6 +122,11 @@ def started(n: int = 10, settings: SecureSettings = SETTINGS) -> tuple[SecureSum
     return sums, recorder, session, fleet, list(fleet.models)
 
 
+def phase_of(session: Session) -> Phase:
+    """Asked by a function, so that mypy does not take it for what it was before."""
+    return session.phase
+
+
 def theta_of(update: LocalUpdate) -> Vector:
     return network.from_message(update.weights)[0]
 
@@ -130,10 +141,10 @@ class TestASession:
         _sums, recorder, session, fleet, names = started()
         for step in (fleet.keys, fleet.shares, fleet.masked):
             step(names)
-        assert session.phase is Phase.UNMASK
+        assert phase_of(session) is Phase.UNMASK
         assert session.threshold == 7
         fleet.unmask(names[:7])
-        assert session.phase is Phase.DONE
+        assert phase_of(session) is Phase.DONE
         [update] = recorder.updates
         assert update.device_id == f"secure-sum-{session.id}"
         assert update.metadata == {"cohort": "light", "devices": 10}
@@ -144,14 +155,14 @@ class TestASession:
     def test_goes_on_without_those_who_leave_at_each_step(self) -> None:
         _sums, recorder, session, fleet, names = started()
         fleet.keys(names[:9])
-        assert session.phase is Phase.KEYS
+        assert phase_of(session) is Phase.KEYS
         now = NOW + LATER
         fleet.shares(names[:8], now)  # one more leaves
         now += LATER
         fleet.masked(names[1:8], now)  # one leaves whose masks are in the sum
         now += LATER
         fleet.unmask(names[1:7], now)  # one of the sum does not help
-        assert session.phase is Phase.DONE
+        assert phase_of(session) is Phase.DONE
         [update] = recorder.updates
         assert update.metadata["devices"] == 7
         np.testing.assert_allclose(theta_of(update), fleet.mean(names[1:8]), rtol=0, atol=1e-9)
@@ -168,14 +179,13 @@ class TestASession:
                 break
             action(names, now)
         sums.tick(now + LATER)
-        assert session.phase is Phase.ABANDONED
+        assert phase_of(session) is Phase.ABANDONED
         assert session.reason is not None
         assert f"at step {step} 3 devices" in session.reason
         assert recorder.updates == []
         assert_forgotten(session)
-        with sums.at(session.id, now) as again, pytest.raises(WrongPhase, match="abandoned"):
-            assert again
-            again.add_masked("mote-0", np.zeros(SIZE + 1, np.uint64))
+        with pytest.raises(WrongPhase, match="abandoned"):
+            session.add_masked("mote-0", np.zeros(SIZE + 1, np.uint64))
 
     def test_keeps_no_values_of_a_device(self) -> None:
         _sums, _recorder, session, fleet, names = started()
@@ -196,17 +206,17 @@ class TestASession:
         fleet.unmask([*names[:3], *names])
         np.testing.assert_allclose(theta_of(recorder.updates[0]), fleet.mean(names), rtol=0, atol=1e-9)
         assert len(recorder.updates) == 1
-        assert session.phase is Phase.DONE
+        assert phase_of(session) is Phase.DONE
 
     def test_refuses_a_second_and_different_step(self) -> None:
-        sums, _recorder, session, fleet, names = started()
+        _sums, _recorder, session, fleet, names = started()
         fleet.keys(names[:1])
         other = Party(session.id, "mote-0", np.random.default_rng(99).bytes).keys
         with pytest.raises(WrongPhase, match="something else at step keys"):
             session.add_keys("mote-0", other)
 
     def test_refuses_who_is_not_in_it_and_what_is_not_due(self) -> None:
-        sums, _recorder, session, fleet, names = started()
+        _sums, _recorder, session, fleet, names = started()
         with pytest.raises(WrongPhase, match="still gathers keys"):
             session.roster()
         with pytest.raises(WrongPhase, match="'sybil' is not"):
@@ -229,9 +239,9 @@ class TestASession:
         fleet.masked(names)
         session.add_opened("mote-0", {name: Share(Kind.SEED, bytes(33)) for name in names})
         fleet.unmask(names[1:7])
-        assert session.phase is Phase.UNMASK  # a wrong share: more help may come
+        assert phase_of(session) is Phase.UNMASK  # a wrong share: more help may come
         sums.tick(NOW + LATER)
-        assert session.phase is Phase.ABANDONED
+        assert phase_of(session) is Phase.ABANDONED
         assert "do not make the secret" in str(session.reason)
         assert recorder.updates == []
 
@@ -243,7 +253,7 @@ class TestASession:
         session.add_opened("mote-0", {name: Share(Kind.SEED, bytes(33)) for name in names})
         fleet.unmask(names[1:8])
         sums.tick(NOW + LATER)
-        assert session.phase is Phase.DONE
+        assert phase_of(session) is Phase.DONE
         np.testing.assert_allclose(theta_of(recorder.updates[0]), fleet.mean(names), rtol=0, atol=1e-9)
 
     def test_is_abandoned_where_a_device_did_not_keep_to_the_encoding(self) -> None:
@@ -254,7 +264,7 @@ class TestASession:
         session.add_masked("mote-0", poison + np.uint64(2**61))
         fleet.masked(names[1:])
         fleet.unmask(names)
-        assert session.phase is Phase.ABANDONED
+        assert phase_of(session) is Phase.ABANDONED
         assert "encoding" in str(session.reason)
         assert recorder.updates == []
 
@@ -263,7 +273,7 @@ class TestASession:
         fleet.keys(names[:6])
         with sums.at(session.id, NOW):
             sums.close(session, NOW)
-        assert session.phase is Phase.SHARES
+        assert phase_of(session) is Phase.SHARES
         for step in (fleet.shares, fleet.masked, fleet.unmask):
             step(names[:6])
         assert recorder.updates[0].metadata["devices"] == 6
@@ -280,22 +290,22 @@ class TestTheResult:
 
     def test_waits_for_mongodb_and_is_stored_under_the_same_key(self) -> None:
         sums, recorder, session = self.done_but_for_storing(Unavailable("away"))
-        assert session.phase is Phase.UNMASK
+        assert phase_of(session) is Phase.UNMASK
         recorder.error = None
         sums.tick(NOW + SECONDS)
-        assert session.phase is Phase.DONE
+        assert phase_of(session) is Phase.DONE
         assert recorder.updates[0].timestamp == NOW  # the key has the time: tried again, it is the same update
 
     def test_is_given_up_where_mongodb_stays_away(self) -> None:
         sums, recorder, session = self.done_but_for_storing(Unavailable("away"))
         sums.tick(NOW + LATER)
-        assert session.phase is Phase.ABANDONED
+        assert phase_of(session) is Phase.ABANDONED
         assert "could not be stored: away" in str(session.reason)
         assert recorder.updates == []
 
     def test_that_must_not_enter_a_round_ends_the_session(self) -> None:
         _sums, _recorder, session = self.done_but_for_storing(BadUpdate("norm too large"))
-        assert session.phase is Phase.ABANDONED
+        assert phase_of(session) is Phase.ABANDONED
         assert session.reason == "the sum must not enter a round: norm too large"
 
     def test_names_the_global_model_that_it_began_from(self) -> None:
@@ -342,6 +352,14 @@ class TestOpening:
             SecureSums(Recorder(global_model=_model(1)), SETTINGS).open("light", Architecture(1, (), 1), NOW)
         with pytest.raises(BadSecureSum, match="the limit is 40000"):
             SecureSums(Recorder(), SETTINGS).open("light", Architecture(1_000, (1_000,), 1), NOW)
+
+    @pytest.mark.parametrize(
+        ("how", "who"),
+        [(Rules(strategy=Krum()), "krum"), (Rules(privacy=Privacy(enabled=True)), "privacy")],
+    )
+    def test_is_refused_where_rounds_look_at_each_update(self, how: Rules, who: str) -> None:
+        with pytest.raises(BadSecureSum, match=f"{who} looks at each device's update"):
+            SecureSums(Recorder(how=how), SETTINGS).open("light", SHAPE, NOW)
 
     def test_has_a_limit_that_sessions_out_of_time_do_not_count_for(self) -> None:
         sums = SecureSums(Recorder(), SETTINGS)

@@ -86,7 +86,7 @@ class TestTheFleet:
 class TestStrategies:
     @pytest.mark.parametrize("rule", [rule for rule in STRATEGIES if rule is not Scaffold])
     def test_all_learn_from_a_fleet_that_lags_and_drops_out(self, rule: type[Rule]) -> None:
-        rounds, _ = rounds_of(FLEET, 5, rule(), sample=100)  # type: ignore[arg-type]
+        rounds, _ = rounds_of(FLEET, 5, rule(), sample=100)
         assert rounds[-1].loss < rounds[0].loss
         assert {each.asked for each in rounds} == {600 if rule.linear else 100}
 

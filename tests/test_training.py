@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
 
 from flead.features import DAY
+from flead.federation import FedAvg, FedProx, Median, Scaffold, parse_strategy
 from flead.network import Architecture, Vector, forward, initial
-from flead.training import HUBER, Examples, Federation, federate, gradient, times_of_day, train
+from flead.training import HUBER, Examples, Federation, descend, federate, gradient, times_of_day, train
 
 RNG = np.random.default_rng
 SMALL = Architecture(3, (4,), 2, skip=True)
@@ -191,6 +193,90 @@ class TestFederating:
         found = federate(start, SMALL, list(self.DEVICES), RNG(0), Federation(rounds=20, share=1.0, rate=0.02))
         unseen = examples(300, seed=9)
         assert loss(found, SMALL, unseen) < 0.1 * loss(start, SMALL, unseen)
+
+    @pytest.mark.parametrize("name", ["fedavgm", "fedprox", "fedadam", "fedyogi", "fedadagrad", "median", "scaffold"])
+    def test_learns_by_every_kind_of_strategy(self, name: str) -> None:
+        start, unseen = initial(SMALL, RNG(0)), examples(300, seed=9)
+        plan = Federation(rounds=30, share=1.0, rate=0.02)
+        found = federate(start, SMALL, list(self.DEVICES), RNG(0), plan, strategy=parse_strategy(name))
+        assert loss(found, SMALL, unseen) < 0.5 * loss(start, SMALL, unseen)
+
+    def test_lets_an_attack_change_what_arrives(self) -> None:
+        seen: list[tuple[int, list[int]]] = []
+
+        def shout(number: int, picked: NDArray[np.int64], trained: Vector, theta: Vector) -> Vector:
+            seen.append((number, sorted(picked.tolist())))
+            assert trained.shape == (3, theta.size)
+            return np.where((picked == 3)[:, None], 1e6, trained)
+
+        start, plan = initial(SMALL, RNG(0)), Federation(rounds=2, share=1.0, averaged=1)
+        poisoned, defended = (
+            federate(start, SMALL, list(self.DEVICES), RNG(0), plan, strategy=rule, tamper=shout)
+            for rule in (FedAvg(), Median())
+        )
+        assert np.abs(poisoned).min() > 1e5
+        assert np.abs(defended).max() < 10.0
+        assert seen == [(1, [0, 1, 3]), (2, [0, 1, 3])] * 2  # device 2 has no examples
+
+
+class TestFedProx:
+    def test_with_no_pull_is_fedavg_to_the_bit(self) -> None:
+        start, devices, plan = initial(SMALL, RNG(0)), list(TestFederating.DEVICES), Federation(rounds=3)
+        plain = federate(start, SMALL, devices, RNG(0), plan)
+        assert_array_equal(federate(start, SMALL, devices, RNG(0), plan, strategy=FedProx(proximal=0.0)), plain)
+
+    def test_keeps_devices_the_nearer_the_harder_it_pulls(self) -> None:
+        start = initial(SMALL, RNG(0))
+        moved = [
+            np.linalg.norm(train(start, SMALL, examples(200), RNG(0), epochs=10, rate=0.01, proximal=mu) - start)
+            for mu in (0.0, 1.0, 100.0)
+        ]
+        assert moved[0] > moved[1] > moved[2]
+
+    def test_pulls_by_the_strategys_own_strength_or_the_one_that_is_named(self) -> None:
+        start, devices, plan = initial(SMALL, RNG(0)), list(TestFederating.DEVICES), Federation(rounds=2)
+        by_strategy = federate(start, SMALL, devices, RNG(0), plan, strategy=FedProx(proximal=0.5))
+        assert_array_equal(federate(start, SMALL, devices, RNG(0), plan, proximal=0.5), by_strategy)
+        assert not np.array_equal(federate(start, SMALL, devices, RNG(0), plan), by_strategy)
+
+
+class TestScaffold:
+    """Two devices whose targets disagree, of unequal shape: local steps drift apart, controls hold them together."""
+
+    LINE = Architecture(1, (), 1)
+
+    def device(self, slope: float, spread: float, seed: int) -> Examples:
+        x = spread * RNG(seed).normal(size=(320, 1))
+        return Examples(x, slope * x, np.ones((320, 1)))
+
+    def fleet(self) -> list[Examples]:
+        return [self.device(2.0, 1.0, 1), self.device(-1.0, 0.3, 2)]
+
+    def test_its_control_is_the_mean_gradient_of_the_steps(self) -> None:
+        batch, theta, correction = examples(20), RNG(1).normal(size=SMALL.parameter_count), np.full(SMALL.parameter_count, 0.1)
+        trained, control = descend(theta, SMALL, batch, RNG(0), rate=0.01, correction=correction)
+        order = RNG(0).permutation(20)  # one batch: one step
+        assert_allclose(control, gradient(theta, SMALL, batch[order]), rtol=1e-9, atol=1e-12)
+        assert_allclose(trained, theta - 0.01 * (control + correction), rtol=1e-12)
+
+    def test_finds_the_optimum_of_all_devices_where_local_steps_alone_drift(self) -> None:
+        everything = Examples.together(self.fleet())
+        best = np.linalg.lstsq(
+            np.hstack((everything.features, np.ones((640, 1)))), everything.targets[:, 0], rcond=None
+        )[0]
+        plan = Federation(rounds=200, share=1.0, averaged=1)
+        found = federate(np.zeros(2), self.LINE, self.fleet(), RNG(0), plan, strategy=Scaffold(local_rate=0.3))
+        drifted = np.zeros(2)
+        for number in range(plan.rounds):
+            fall = 0.5 * (1.0 + np.cos(np.pi * number / plan.rounds)) + 0.02
+            drifted = np.mean(
+                [
+                    descend(drifted, self.LINE, e, RNG(number), rate=0.3 * fall, correction=np.zeros(2))[0]
+                    for e in self.fleet()
+                ],
+                axis=0,
+            )
+        assert np.abs(found - best).max() < 0.3 * np.abs(drifted - best).max()
 
 
 def test_examples_of_several_devices_are_all_of_theirs() -> None:

@@ -302,6 +302,8 @@ def evaluation_page(report: Mapping[str, Any], forecasts: Sequence[Forecasts] = 
             lambda: skill_by_round(report),
         ),
     ]
+    if "personalisation" in report:
+        sections.append(("What a device does with the global model", _RULES, _rules_table(report)))
     if forecasts:
         ahead = forecasts[0].horizon
         text = f"{ahead} ahead, each forecast at the time it was made for; some hours of the first day tested, in UTC."
@@ -375,6 +377,26 @@ def _mean_table(report: Mapping[str, Any]) -> str:
         cells += [cold[horizon].get(method) for horizon in report["horizons"]]
         shown = "".join(f"<td>{value:.3f}</td>" if is_known(value) else "<td></td>" for value in cells)
         lines.append(f"<tr><th>{html.escape(method)}</th>{shown}</tr>")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+_RULES = (
+    "Mean skill over the sensors on the days tested, of the stream's own learners in rounds of their own, by "
+    "learner.adoption: devices that have learned through all the days before, newcomers that join on the first day "
+    "tested, and the share of the global models offered of which a device took anything."
+)
+
+
+def _rules_table(report: Mapping[str, Any]) -> str:
+    found, horizons = report["personalisation"], report["horizons"]
+    header = [*horizons, *(f"{horizon}, newcomer" for horizon in horizons), "models taken"]
+    lines = []
+    for rule in found["rules"]:
+        cells = [found[who]["mean_skill"][h][rule] for who in ("devices", "newcomers") for h in horizons]
+        shown = "".join(f"<td>{value:.3f}</td>" if is_known(value) else "<td></td>" for value in cells)
+        taken = f"{100.0 * found['taken'][rule]:.0f} %" if is_known(found["taken"][rule]) else ""
+        lines.append(f"<tr><th>{html.escape(rule)}</th>{shown}<td>{taken}</td></tr>")
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 

@@ -1,7 +1,7 @@
 """What a simulated fleet takes per round on this machine, and an update on its way through a shard.
 
-`python -m benchmarks.federation.fleet`: two minutes. Each fleet is simulated by `flead simulate` in a process of its own,
-so that its peak of memory is its own.
+`python -m benchmarks.federation.fleet`: two minutes. Each fleet is simulated by `flead simulate` in a process of its
+own, so that its peak of memory is its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from config.settings import PROJECT
 from flead import network
 from flead.messages import LocalUpdate
 from flead.network import Architecture
-from flead.partial import Part, partial_update
+from flead.partial import Part, partial_updates
 
 ROUNDS = 5
 FLEETS: tuple[tuple[int, int, str, float], ...] = (
@@ -94,7 +94,7 @@ def through_a_shard() -> dict[str, float]:
     took("pack it")
     parts = [Part.from_bytes(raw) for raw in packed]
     took("unpack it")
-    orjson.dumps(partial_update(parts, device_id="partial-0", timestamp=now, samples_before=0))
+    orjson.dumps(partial_updates(parts, device_id="partial-0", timestamp=now, samples_before=0))
     took("its part of the sum")
     found["together"] = sum(found.values())
     return found

@@ -2,8 +2,8 @@
 
 `updates` is what a round is given and gives back, `averages`, `adaptive` and `robust` are the arithmetic, `strategies`
 the typed configurations that a cohort chooses from. Here new strategies are added: a `Rule` with a name of its own, in
-`Strategy` and `STRATEGIES`, which the contract suite (tests/test_federation.py) then takes up by itself. Imports the domain
-only: no clock, no generator of random numbers, no engine.
+`Strategy` and `STRATEGIES`, which the contract suite (tests/test_federation.py) then takes up by itself. Imports the
+domain only: no clock, no generator of random numbers, no engine.
 """
 
 from flead.federation.averages import fedavg, shares_of, staleness_weight

@@ -1,7 +1,7 @@
 """Optimisers on the server: the mean of the devices' changes is taken for a gradient and followed by some rule.
 
-Each takes `change` (parameters,), the mean model less the previous one, and what it remembers, and gives the step to take
-and what to remember. Arrays are never written to.
+Each takes `change` (parameters,), the mean model less the previous one, and what it remembers, and gives what to
+remember next. Arrays are never written to.
 
 Sources: Hsu et al., 2019, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
 Classification" (momentum); Reddi et al., 2021, "Adaptive Federated Optimization", algorithm 2 (the others).

@@ -1,7 +1,8 @@
 """Merging where some devices lie: no device's sample count has a say, since it could be a lie, too.
 
-`models` are (devices, parameters) and finite. Each rule gives the merged model, (parameters,), and each device's share in
-it, (devices,), together 1. The order of the devices never matters: where two are equally good, their parameters decide.
+`models` are (devices, parameters) and finite. Each rule gives the merged model, (parameters,), and each device's share
+in it, (devices,), together 1. The order of the devices never matters: of two that are equally good, their parameters
+decide.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ FAR = 1e200
 BOUND = 1e9
 """Bulyan counts no squared distance as more than so many typical ones."""
 FEW = 8
+"""With fewer neighbours Bulyan sums anew: so few are often equally near, which rounding must not decide."""
 
 
 def malicious_count(share: float, devices: int) -> int:
@@ -185,7 +187,7 @@ def _canonical(models: Vector) -> NDArray[np.int64]:
 
 
 def _squared_distances(models: Vector) -> Iterator[tuple[slice, Vector]]:
-    """Some devices at a time: their squared distances from all, (some, devices), by one matrix product; from itself, inf."""
+    """Some devices at a time: their squared distances from all, (some, devices), from itself infinite."""
     with np.errstate(over="ignore"):
         centred = models - median(models)[0]  # what cancels in the product is then no more than honest models differ
         norms = np.einsum("ij,ij->i", centred, centred)
@@ -232,8 +234,8 @@ def _krum_again_and_again(models: Vector, malicious: int) -> NDArray[np.int64]:
     squared, order = _distances_in_order(models, devices - malicious - 2)
     every = np.arange(devices)
     among = np.zeros((devices, devices), dtype=np.bool_)  # [j, i]: j is among the nearest of i
-    for near in order.T:
-        among[near, every] = True
+    for begin in range(0, devices, 256):
+        among[order[begin : begin + 256], every[begin : begin + 256, None]] = True
     scores = np.array([row[near].sum() for row, near in zip(squared, order, strict=True)])
     last, gone = np.full(devices, order.shape[1] - 1), np.zeros(devices, dtype=np.bool_)
     found = np.empty(devices - 2 * malicious, dtype=np.int64)
@@ -241,9 +243,7 @@ def _krum_again_and_again(models: Vector, malicious: int) -> NDArray[np.int64]:
         best = found[number] = np.argmin(scores)
         gone[best], scores[best] = True, np.inf
         left = devices - number - 1
-        if (
-            left - malicious - 2 < FEW
-        ):  # summed anew, so that what is equally near does not differ by what rounding left
+        if left - malicious - 2 < FEW:
             rest = np.flatnonzero(~gone)
             scores[rest] = _least(squared[np.ix_(rest, rest)], left - malicious - 2)
             continue
@@ -261,7 +261,7 @@ def _krum_again_and_again(models: Vector, malicious: int) -> NDArray[np.int64]:
 
 
 def _distances_in_order(models: Vector, nearest: int) -> tuple[Vector, NDArray[Any]]:
-    """All squared distances, (devices, devices), infinite from itself, and the places of each one's `nearest`, by it."""
+    """All squared distances, (devices, devices), from itself infinite, and of each its `nearest`, nearest first."""
     devices = len(models)
     squared, order = np.empty((devices, devices)), np.empty((devices, nearest), dtype=np.min_scalar_type(devices))
     for rows, block in _squared_distances(models):
@@ -283,7 +283,9 @@ def _mirror(squared: Vector) -> None:
     step = 1024
     for i in range(0, len(squared), step):
         for j in range(i, len(squared), step):
-            squared[j : j + step, i : i + step] = squared[i : i + step, j : j + step].T
+            there, back = squared[i : i + step, j : j + step], squared[j : j + step, i : i + step]
+            there[:] = np.minimum(there, back.T)
+            back[:] = there.T
 
 
 def _nearest_to_median(models: Vector, keep: int) -> tuple[Vector, Vector]:

@@ -125,6 +125,7 @@ class FedAdagrad(_Adaptive):
     """Adagrad on the server: steps that only get shorter (Reddi et al., 2021)."""
 
     name: Literal["fedadagrad"] = "fedadagrad"
+    learning_rate: float = Field(0.05, gt=0, description="length of the server's steps")
     beta1: float = Field(0.0, ge=0, lt=1, description="share of the running mean change that a round keeps")
 
     def _second(self, change: Vector, second: Vector) -> Vector:

@@ -14,8 +14,9 @@ from flead.network import Vector
 
 @dataclass(frozen=True, eq=False)
 class Updates:
-    """One cohort's local models, stacked: what a strategy merges. Lists become float64 arrays; no array is copied
-    that is one already, and none is ever written to.
+    """One cohort's local models, stacked: what a strategy merges.
+
+    Lists become arrays of float64; what is one already is not copied, and nothing is ever written to.
 
     Attributes
     ----------

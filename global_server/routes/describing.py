@@ -36,8 +36,3 @@ def _problem(status: int) -> dict[str, Any]:
     if status == 401:
         described["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     return described
-
-
-def example(answer: Any, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Show what a route answers where all is well."""
-    return {status: {"content": {"application/json": {"example": answer}}}}

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from flead.errors import Unavailable
 from global_server.access.guard import Guard
 from global_server.rounds import RoundService
-from global_server.routes.describing import example, problems
+from global_server.routes.describing import problems
 from global_server.telemetry import Telemetry
 
 
@@ -35,12 +35,12 @@ def routes(
     """Make the router; `kafka_connected` says whether a broker answers."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/healthz", operation_id="healthz", responses=example({"status": "ok"}) | problems(403))
+    @router.get("/healthz", operation_id="healthz", responses=problems(403))
     def healthz() -> Health:
         """Say that the process is alive. Restart it where this does not answer."""
         return Health()
 
-    @router.get("/readyz", operation_id="readyz", responses=example({"status": "ok"}) | problems(403, 503))
+    @router.get("/readyz", operation_id="readyz", responses=problems(403, 503))
     def readyz() -> Health:
         """Say whether MongoDB answers and the rounds are read. Send nothing here while it does not."""
         if not service.is_stored():

@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
-from starlette.exceptions import HTTPException
 
-from flead.errors import Forbidden
+from flead.errors import BadSecureSum, Forbidden, NotThere
 from flead.messages import ArchitectureMessage, Name
 from flead.network import Architecture
 from flead.secure_sum import MAX_DEVICES, SEALED_BYTES, SHARE_BYTES, Encoding, Keys, Kind, Share
@@ -194,7 +193,7 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
             _own(who, device_id)
         with sums.at(session_id, clock()) as session:
             if session is None:
-                raise HTTPException(404, "there is no such session, or no longer: join another")
+                raise NotThere("there is no such secure sum, or no longer: join another")
             yield session
 
     def now_of(session_id: str) -> SessionAnswer:
@@ -202,7 +201,7 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
             return _answer(session, clock())
 
     @router.post("/sessions", status_code=201, responses=problems(401, 403, 409, 422, 429, 503))
-    def open_session(body: OpenBody, who: Annotated[Principal, Depends(guard.operator)]) -> SessionAnswer:
+    def open_secure_sum(body: OpenBody, who: Annotated[Principal, Depends(guard.operator)]) -> SessionAnswer:
         """Begin a secure sum for a cohort; the one that gathers devices already, where there is one."""
         named = Architecture.from_message(body.architecture) if body.architecture else None
         session = sums.open(body.cohort, named, clock())
@@ -210,13 +209,13 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
         return _answer(session, clock())
 
     @router.get("/sessions", responses=problems(401, 403, 429), dependencies=[Depends(guard.viewer)])
-    def sessions() -> SessionsAnswer:
+    def secure_sums() -> SessionsAnswer:
         """List the secure sums since the server's start."""
         now = clock()
         return SessionsAnswer(sessions=[_answer(session, now) for session in sums.sessions(now)])
 
     @router.post("/sessions/{session_id}/close", responses=problems(401, 403, 404, 422, 429, 503))
-    def close(session_id: SessionId, who: Annotated[Principal, Depends(guard.operator)]) -> SessionAnswer:
+    def close_secure_sum(session_id: SessionId, who: Annotated[Principal, Depends(guard.operator)]) -> SessionAnswer:
         """Wait no longer for the step that it is at: go on with who is there, or abandon it where they are too few."""
         with at(session_id) as session:
             sums.close(session, clock())
@@ -224,7 +223,7 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
         return now_of(session_id)
 
     @router.delete("/sessions/{session_id}", responses=problems(401, 403, 404, 409, 422, 429, 503))
-    def abandon(session_id: SessionId, who: Annotated[Principal, Depends(guard.operator)]) -> SessionAnswer:
+    def end_secure_sum(session_id: SessionId, who: Annotated[Principal, Depends(guard.operator)]) -> SessionAnswer:
         """End it without a result, and forget what devices sent."""
         with at(session_id) as session:
             session.abandon(f"{who.name} ended it")
@@ -232,28 +231,30 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
             return _answer(session, clock())
 
     @router.post("/join", responses=_STEP)
-    def join(body: JoinBody, who: Annotated[Principal, Depends(guard.device)]) -> SessionAnswer:
+    def join_secure_sum(body: JoinBody, who: Annotated[Principal, Depends(guard.device)]) -> SessionAnswer:
         """Find the secure sum that gathers devices of a cohort."""
         _own(who, body.device_id)
         session = sums.join(body.cohort, Architecture.from_message(body.architecture), clock())
         if session is None:
-            raise HTTPException(404, f"no secure sum gathers devices of {body.cohort!r}: an operator opens one")
+            raise NotThere(f"no secure sum gathers devices of {body.cohort!r}: an operator opens one")
         return _answer(session, clock())
 
     @router.get("/sessions/{session_id}", responses=_STEP, dependencies=[Depends(guard.anyone)])
-    def session(session_id: SessionId) -> SessionAnswer:
+    def secure_sum(session_id: SessionId) -> SessionAnswer:
         """Say how a secure sum stands."""
         return now_of(session_id)
 
     @router.post("/sessions/{session_id}/keys", responses=_STEP)
-    def keys(session_id: SessionId, body: KeysBody, who: Annotated[Principal, Depends(guard.device)]) -> SessionAnswer:
+    def give_keys(
+        session_id: SessionId, body: KeysBody, who: Annotated[Principal, Depends(guard.device)]
+    ) -> SessionAnswer:
         """Step 1: take part, with keys made for this session."""
         with at(session_id, who, body.device_id) as session:
             session.add_keys(body.device_id, Keys(body.channel, body.mask, body.commitment, body.signature))
         return now_of(session_id)
 
     @router.get("/sessions/{session_id}/roster", responses=_STEP, dependencies=[Depends(guard.device)])
-    def roster(session_id: SessionId) -> RosterAnswer:
+    def secure_roster(session_id: SessionId) -> RosterAnswer:
         """Give the keys of all who take part."""
         with at(session_id) as session:
             found, threshold = session.roster()
@@ -264,7 +265,7 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
         return RosterAnswer(threshold=threshold, devices=devices)
 
     @router.post("/sessions/{session_id}/shares", responses=_STEP)
-    def shares(
+    def give_shares(
         session_id: SessionId, body: SharesBody, who: Annotated[Principal, Depends(guard.device)]
     ) -> SessionAnswer:
         """Step 2: shares of the secrets behind the masks, sealed for each other device."""
@@ -273,7 +274,7 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
         return now_of(session_id)
 
     @router.get("/sessions/{session_id}/shares", responses=_STEP)
-    def sealed(
+    def sealed_shares(
         session_id: SessionId, device_id: DeviceId, who: Annotated[Principal, Depends(guard.device)]
     ) -> SharesAnswer:
         """Give what the others sealed for a device."""
@@ -281,19 +282,19 @@ def routes(sums: SecureSums, guard: Guard, audit: Audit, *, clock: Callable[[], 
             return SharesAnswer(shares=session.sealed_for(device_id))
 
     @router.post("/sessions/{session_id}/masked", responses=_STEP)
-    def masked(
+    def give_masked_values(
         session_id: SessionId, body: MaskedBody, who: Annotated[Principal, Depends(guard.device)]
     ) -> SessionAnswer:
         """Step 3: weights times samples, and the samples, as whole numbers behind the masks."""
         if len(body.values) % 8:
-            raise HTTPException(422, "values: must be whole words of 8 bytes")
+            raise BadSecureSum("values: must be whole words of 8 bytes")
         words = np.frombuffer(body.values, "<u8").astype(np.uint64)
         with at(session_id, who, body.device_id) as session:
             session.add_masked(body.device_id, words)
         return now_of(session_id)
 
     @router.post("/sessions/{session_id}/unmask", responses=_STEP)
-    def unmask(
+    def help_to_unmask(
         session_id: SessionId, body: UnmaskBody, who: Annotated[Principal, Depends(guard.device)]
     ) -> SessionAnswer:
         """Step 4: for each device in the sum a share of its seed, for each that left a share of its mask key."""

@@ -2,85 +2,62 @@
 
 # No `annotations` from `__future__`: FastAPI must see the guard's own dependencies.
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from flead.messages import LocalUpdate
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
 from global_server.access.roles import Principal
 from global_server.answers import UpdateAnswer
+from global_server.bodies import JSON, MAX_BODY, MSGPACK, Body, parse, read_body
+from global_server.intake import Intake
 from global_server.memory import Accepted
-from global_server.problems import InvalidBody
 from global_server.rounds import RoundService
 from global_server.routes.describing import SCHEMAS, problems
 
-MAX_BODY = 2_000_000
-"""Bytes of a request: twice the JSON of the largest model that is accepted. Validation lists everything that is wrong
-with a body, which takes about 2 s for each million bytes of nothing but errors."""
-_DRAIN = 32 * MAX_BODY  # read on this far before answering: a sender that is cut off does not see the answer
+_AT_ONCE = 100_000
+"""Bytes of a body that are read in the event loop: a millisecond at most, and a thread would take half of one."""
 
-_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": SCHEMAS + "LocalUpdate"}}}}
-}
+_SCHEMA = {"schema": {"$ref": SCHEMAS + "LocalUpdate"}}
+_BODY = {"requestBody": {"required": True, "content": {JSON: _SCHEMA, MSGPACK: _SCHEMA}}}
 
 
 def routes(service: RoundService, guard: Guard, audit: Audit, *, clock: Callable[[], datetime]) -> APIRouter:
     """Make the router; `clock` gives the present, aware."""
-    router = APIRouter(tags=["updates"])
+    router, intake = APIRouter(tags=["updates"]), Intake(service, clock)
 
-    @router.post("/api/local-update", responses=problems(400, 401, 403, 413, 422, 429, 503), openapi_extra=_BODY)
+    @router.post("/api/local-update", responses=problems(400, 401, 403, 413, 415, 422, 429, 503), openapi_extra=_BODY)
     async def local_update(request: Request, who: Annotated[Principal, Depends(guard.device)]) -> UpdateAnswer:
-        """Take a local update into the next round; the same one again is harmless."""
-        raw = await _body(request)
-        return await run_in_threadpool(take, raw, who, request.headers.get("x-signature"))
+        """Take a local update into the next round; the same one again is harmless.
 
-    def take(raw: bytes, who: Principal, signature: str | None) -> UpdateAnswer:
-        update = _parse(raw)
-        guard.admit(who, update.device_id, raw, signature)
-        now = clock()
-        outcome = service.accept(update, now)
-        if outcome is Accepted.DUPLICATE:
-            guard.note_repeat(who, update.device_id)
-        service.aggregate_ready(now)
-        figures = service.summary()[update.cohort]
+        The body is JSON or MessagePack, packed with gzip or not. The answer is sent once the update is stored.
+        """
+        body = await read_body(request, MAX_BODY)
+        signature = request.headers.get("x-signature")
+        if guard.required or body.packed or len(body.raw) > _AT_ONCE:  # it may have to ask MongoDB, or takes long
+            update = await run_in_threadpool(read, body, who, signature)
+        else:
+            update = read(body, who, signature)
+        taken = await asyncio.wrap_future(intake.put(update, len(body.raw)))
+        if taken.outcome is Accepted.DUPLICATE:
+            await run_in_threadpool(guard.note_repeat, who, update.device_id)
         return UpdateAnswer(
-            status=outcome.value,
+            status=taken.outcome.value,
             device_id=update.device_id,
             cohort=update.cohort,
-            pending_updates=figures["pending_updates"],
-            aggregation_rounds=figures["rounds"],
+            pending_updates=taken.pending_updates,
+            aggregation_rounds=taken.aggregation_rounds,
         )
 
+    def read(body: Body, who: Principal, signature: str | None) -> LocalUpdate:
+        update = parse(body, LocalUpdate)
+        guard.admit(who, update.device_id, body.raw, signature)
+        return update
+
     return router
-
-
-async def _body(request: Request) -> bytes:
-    """Read the body, up to `MAX_BODY`."""
-    parts, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= MAX_BODY:
-                parts.append(chunk)
-            elif size > _DRAIN:
-                break
-    except ClientDisconnect:
-        raise HTTPException(400, "the sender went away") from None
-    if size > MAX_BODY:
-        raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
-    return b"".join(parts)
-
-
-def _parse(raw: bytes) -> LocalUpdate:
-    try:
-        return LocalUpdate.model_validate_json(raw)
-    except ValidationError as error:
-        raise InvalidBody(error) from None

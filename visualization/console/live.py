@@ -12,14 +12,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
 from flead.errors import Unavailable
-from visualization.console import words
+from flead.messages import GlobalModel
+from visualization.console import rollout, words
 from visualization.console.feed import Feed
 from visualization.console.fleet import Fleet
 from visualization.page import UNITS
@@ -32,8 +34,8 @@ FACTS_S = 2.0
 """How often MongoDB and the run folder are looked at, s."""
 LOST_S = 10.0
 """A page that has not answered for so long is sent a frame again, s."""
-ROUNDS = 60
-"""The newest rounds of each cohort that are shown."""
+ROUNDS = 30
+"""The newest versions of each cohort that are looked at, and can be compared."""
 
 
 class Rounds(Protocol):
@@ -47,6 +49,17 @@ class Rounds(Protocol):
 
     def is_stored(self) -> bool:
         """Whether MongoDB answers."""
+
+    def model(self, cohort: str) -> GlobalModel | None:
+        """The stable model; None before the first round."""
+
+    @property
+    def versions(self) -> rollout.Versions:
+        """What became of versions, and how they differ."""
+
+    @property
+    def quarantine(self) -> rollout.Quarantine:
+        """Which devices are kept out."""
 
 
 Frame = dict[str, Any]
@@ -76,6 +89,33 @@ class Page:
         self.device, self.written = device, 0
 
 
+@dataclass(frozen=True)
+class Model:
+    """What is known of a cohort's versions.
+
+    Attributes
+    ----------
+    standing:
+        newest round, stable version, version on trial: while these stay, so does what is stored
+    versions:
+        the newest ones as the page has them, newest first
+    numbers:
+        of all that can be compared, newest first
+    trial:
+        how the newest one's trial goes
+    """
+
+    standing: tuple[int, int | None, int | None] = (0, None, None)
+    versions: list[dict[str, Any]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    trial: dict[str, Any] | None = None
+
+    @property
+    def stable(self) -> int | None:
+        """The stable version."""
+        return self.standing[1]
+
+
 @dataclass
 class Facts:
     """What is known beside the stream, as of the last look."""
@@ -83,7 +123,8 @@ class Facts:
     status: dict[str, Any] | None = None
     stored: bool = True
     cohorts: dict[str, dict[str, int]] = field(default_factory=dict)
-    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
+    quarantine: dict[str, Any] = field(default_factory=lambda: rollout.quarantine_shown([]))
 
 
 class Live:
@@ -145,7 +186,7 @@ class Live:
         """The frames for pages that have seen these revisions and show these devices, alike ones made once."""
         with self._looking:
             if now - self._facts_at >= FACTS_S:
-                self._facts, self._facts_at = self._look(), now
+                self._facts, self._facts_at = self._look(now), now
             self._number += 1
             revision = self._fleet.look(now)
             common = {"number": self._number, "revision": revision, "now": now, **self._summary(now)}
@@ -164,18 +205,43 @@ class Live:
         found["what"] = words.kind_in_words(last["kind"]) if last["is_anomaly"] else None
         return found
 
-    def _look(self) -> Facts:
+    def _look(self, now: float) -> Facts:
         """Look at MongoDB and the run folder; what does not answer keeps its last value."""
-        facts = Facts(rounds=self._facts.rounds, cohorts=self._rounds.summary(), stored=self._rounds.is_stored())
+        facts = Facts(
+            stored=self._rounds.is_stored(), cohorts=self._rounds.summary(), quarantine=self._facts.quarantine
+        )
         with suppress(OSError, ValueError):
             found = orjson.loads(self._status_file.read_bytes())
             facts.status = found if isinstance(found, dict) else None
         for name, figures in facts.cohorts.items():
-            known = facts.rounds.get(name, [])
-            if figures["rounds"] and (not known or known[-1]["round"] != figures["rounds"]):
-                with suppress(Unavailable):
-                    facts.rounds[name] = [_round(found) for found in self._rounds.history(name, ROUNDS)]
+            facts.models[name] = self._model(name, figures["rounds"], now)
+        if facts.stored:
+            with suppress(Unavailable):
+                facts.quarantine = rollout.quarantine_shown(self._rounds.quarantine.list())
         return facts
+
+    def _model(self, cohort: str, rounds: int, now: float) -> Model:
+        """Look at a cohort's versions; MongoDB is asked only where one is new, or was promoted or rolled back."""
+        stable = self._rounds.model(cohort)
+        trial = self._rounds.versions.trial(cohort, datetime.fromtimestamp(now, UTC))
+        standing = (rounds, stable.version if stable else None, trial["version"] if trial else None)
+        known = self._facts.models.get(cohort, Model())
+        if standing != known.standing:
+            try:
+                found = self._rounds.history(cohort, ROUNDS)
+            except Unavailable:
+                return known
+            numbers = [one["round"] for one in reversed(found)]
+            known = Model(standing, rollout.versions_shown(found, *standing[1:]), numbers)
+        return replace(known, trial=rollout.trial_shown(trial))
+
+    def look_again(self) -> None:
+        """Look at MongoDB with the next frame: something was changed."""
+        self._facts_at = 0.0
+
+    def compare(self, cohort: str, a: int, b: int) -> dict[str, Any]:
+        """How version b differs from version a, for the page; raises `NotThere`, `Unavailable`."""
+        return rollout.difference_shown(cohort, a, b, self._rounds.versions.compare(cohort, a, b))
 
     def _summary(self, now: float) -> dict[str, Any]:
         facts, figures, cohorts = self._facts, self._fleet.figures(now), self._fleet.cohorts()
@@ -190,22 +256,19 @@ class Live:
                 p99=figures["latency_ms"]["p99"], now=now,
             ),
         }  # fmt: skip
+        models = _models(cohorts, facts)
+        going_on = words.about_rollout(models[0]["trial"], next(iter(models[0]["versions"]), None)) if models else ""
+        answers["model"] = answers["model"]._replace(detail=" ".join(filter(None, (answers["model"].detail, going_on))))
         return {
             "tally": tally,
             "answers": {name: answer._asdict() for name, answer in answers.items()},
             "figures": figures,
-            "models": _models(cohorts, facts),
+            "models": models,
+            "quarantine": facts.quarantine,
             "run": _run(facts.status, now),
             "kafka": self._feed.problem,
             "stored": facts.stored,
         }
-
-
-def _round(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "round": found["round"], "at": found["timestamp"].timestamp(), "devices": found["num_devices"],
-        "samples": found["total_samples"],
-    }  # fmt: skip
 
 
 def _models(cohorts: Mapping[str, dict[str, Any]], facts: Facts) -> list[dict[str, Any]]:
@@ -214,12 +277,13 @@ def _models(cohorts: Mapping[str, dict[str, Any]], facts: Facts) -> list[dict[st
     found = []
     for name in cohorts.keys() | facts.cohorts.keys():
         seen, made = cohorts.get(name, nothing), facts.cohorts.get(name, {})
-        rounds = facts.rounds.get(name, [])
+        model = facts.models.get(name, Model())
         found.append(
             {
                 "cohort": name, "devices": seen["devices"] or made.get("unique_devices", 0),
-                "adopted": sorted(seen["adopted"].items()), "skills": seen["skills"], "rounds": rounds,
+                "adopted": sorted(seen["adopted"].items()), "skills": seen["skills"],
                 "made": made.get("rounds", 0), "pending": made.get("pending_updates", 0),
+                "stable": model.stable, "trial": model.trial, "versions": model.versions, "numbers": model.numbers,
             }
         )  # fmt: skip
     return sorted(found, key=lambda model: (-model["devices"], model["cohort"]))

@@ -7,40 +7,61 @@ drawn them. Nothing is fetched from elsewhere, nothing from outside becomes HTML
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from nicegui import app as nicegui_app
 from nicegui import ui
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flead.errors import FleadError
+from visualization.console.desk import Desk, Person
 from visualization.console.feed import Feed
 from visualization.console.fleet import Fleet
 from visualization.console.live import Frame, Live, Page, Rounds
 from visualization.console.words import KINDS
 
+LOG = logging.getLogger(__name__)
+
 PATH = "/console"
 WEB = Path(__file__).parent / "web"
-_HERE = ("127.0.0.1", "localhost", "[::1]")
+
+T = TypeVar("T")
 
 
 class Console(Element, component="web/console.js", esm={"flead-console": "web"}):
-    """The whole page in the browser."""
+    """The whole page in the browser.
 
-    def __init__(self, live: Live) -> None:
+    Parameters
+    ----------
+    desk:
+        takes what people ask for; None: nothing can be changed here
+    person:
+        who looks at it; None: nobody knows
+    """
+
+    def __init__(self, live: Live, desk: Desk | None, person: Person | None) -> None:
         super().__init__()
+        self._live = live
+        self._desk = desk
+        signed_in = person if person and person.signed_in else None
+        self._props["person"] = {"name": signed_in.name, "role": signed_in.role} if signed_in else None
+        self._props["mayAct"] = bool(desk and person and person.may_act)
         self._props["positions"] = live.positions
         self._props["kinds"] = dict(KINDS)
         self._page = Page(self._send)
         self.on("drawn", self._drawn)
         self.on("show", self._show)
+        self.on("act", self._act)
+        self.on("compare", self._compare)
         live.pages.add(self._page)
         self.client.on_delete(lambda _client: live.pages.discard(self._page))
 
@@ -54,52 +75,58 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
         name = event.args
         self._page.show(name if isinstance(name, str) and 0 < len(name) <= 128 else None)
 
+    async def _act(self, event: GenericEventArguments) -> None:
+        if self._desk is None:
+            return
+        told, done = await _told(self._desk.act(self.client.request, event.args))
+        self._live.look_again()
+        self.run_method("tell", {"text": told, "done": done})
 
-class OnlyFromHere:
-    """Refuses requests that a page of another site makes in a browser of this machine.
+    async def _compare(self, event: GenericEventArguments) -> None:
+        match event.args:
+            case {"cohort": str(cohort), "a": int(a), "b": int(b)} if max(abs(a), abs(b)) < 2**53:
+                found, done = await _told(asyncio.to_thread(self._live.compare, cohort, a, b))
+                self.run_method("showDifference" if done else "tell", found if done else {"text": found, "done": False})
 
-    Names of ours in `Host` stop DNS rebinding; `Origin`, which a browser always sends with a socket, stops the rest.
-    """
+
+class NotFramed:
+    """Keeps pages out of the frames of other sites, where somebody could be made to click a button unseen."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on."""
-        if scope["type"] in ("http", "websocket") and not is_from_here(scope["headers"]):
-            if scope["type"] == "websocket":
-                await receive()
-                await send({"type": "websocket.close", "code": 1008})
-            else:
-                await PlainTextResponse("open the console as http://127.0.0.1\n", 403)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        """Pass on, with the headers that say so."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Frame-Options"] = "DENY"
+                headers.append("Content-Security-Policy", "frame-ancestors 'none'")
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
 
 
-def is_from_here(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a request is for this machine by name, and made by a page of the same server or by no page.
-
-    >>> is_from_here([(b"host", b"127.0.0.1:8000"), (b"origin", b"http://127.0.0.1:8000")])
-    True
-    >>> is_from_here([(b"host", b"rebound.example:8000")])
-    False
-    >>> is_from_here([(b"host", b"localhost"), (b"origin", b"https://elsewhere.example")])
-    False
-    """
-    given = {name: value.decode("latin-1") for name, value in headers if name in (b"host", b"origin")}
-    host = given.get(b"host", "")
-    return _name(host) in _HERE and (b"origin" not in given or urlsplit(given[b"origin"]).netloc == host)
-
-
-def _name(host: str) -> str:
-    return host if host.endswith("]") else host.rpartition(":")[0] or host
+async def _told(asked: Awaitable[T]) -> tuple[T | str, bool]:
+    """The outcome and True, or why there is none and False."""
+    try:
+        return await asked, True
+    except FleadError as error:
+        return str(error), False
+    except Exception:
+        LOG.exception("what a page asked for failed")
+        return "it failed: the server's log says why", False
 
 
 @contextmanager
 def console(
-    app: FastAPI, rounds: Rounds, servers: str, status_file: Path, positions: Mapping[str, tuple[float, float]]
-) -> Iterator[None]:
+    app: FastAPI, rounds: Rounds, servers: str, status_file: Path, positions: Mapping[str, tuple[float, float]],
+    desk: Desk | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Put the console onto an application, and read the topics while in the context. Once in a process.
+
+    The application keeps away who may not see it: pages of other sites, and people who have to log in first.
 
     Parameters
     ----------
@@ -109,6 +136,8 @@ def console(
         where `flead up` writes how the run is
     positions:
         where devices are
+    desk:
+        takes what people ask for, and knows who they are; None: they look on, and change nothing
     """
     fleet = Fleet()
     feed = Feed(fleet, servers)
@@ -117,15 +146,16 @@ def console(
 
     @ui.page("/", title="FLEAD", dark=None)
     @ui.page("/device/{name:path}", title="FLEAD", dark=None)
-    def page(name: str = "") -> None:  # the browser takes the name from its address
+    async def page(request: Request, name: str = "") -> None:  # the browser takes the name from its address
+        person = await desk.person(request) if desk else None
         ui.add_css(style)
         ui.add_head_html(_THEME)
-        Console(live)
+        Console(live, desk, person)
 
     tasks: set[asyncio.Task[Any]] = set()
     nicegui_app.on_startup(lambda: tasks.add(asyncio.get_running_loop().create_task(live.run())))
     nicegui_app.on_shutdown(lambda: [task.cancel() for task in tasks])
-    nicegui_app.add_middleware(OnlyFromHere)
+    nicegui_app.add_middleware(NotFramed)
     ui.run_with(
         app, mount_path=PATH, title="FLEAD", dark=None, tailwind=False, favicon=_ICON, message_history_length=0,
         binding_refresh_interval=None, show_welcome_message=False,

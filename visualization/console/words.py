@@ -225,3 +225,52 @@ def is_stale(status: Mapping[str, Any] | None, now: float) -> bool:
         return now - datetime.fromisoformat(status["updated"]).timestamp() > STALE_S
     except (KeyError, TypeError, ValueError):
         return True
+
+
+BY_ITSELF = "rollout"
+"""Who decided on a version where nobody did."""
+
+
+def decision(stage: str | None, verdict: str | None, who: str | None) -> str:
+    """What became of a version, why, and by whom; nothing where nothing was decided.
+
+    >>> print(decision("stable", "their errors rose by 2 % against those of 18 others", "rollout"))
+    by itself: its canaries' errors rose by 2 % against those of 18 others
+    >>> decision("rolled_back", "rolled back by ada", "ada"), decision("rolled_back", None, None)
+    ('rolled back by ada', 'a later round took its place')
+    """
+    if verdict is None:
+        return "a later round took its place" if stage == "rolled_back" else ""
+    if who == BY_ITSELF:
+        return "by itself: " + verdict.replace("their errors", "its canaries' errors", 1)
+    return verdict if who is None or verdict.endswith(f"by {who}") else f"{verdict} ({who})"
+
+
+def waits_for(trial: Mapping[str, Any]) -> str:
+    """What the verdict on a version waits for.
+
+    >>> waits_for({"automatic": True, "verdict": "wait", "canaries": 1, "expected": 2, "why": ""})
+    'more devices to report'
+    >>> waits_for({"automatic": False, "verdict": "promote", "why": "their errors rose by 0 %"})
+    'an operator; by itself it would be promoted'
+    """
+    would = {"promote": "promoted", "roll_back": "rolled back"}.get(trial["verdict"])
+    if trial["automatic"]:
+        return "the next look: within seconds" if would else "more devices to report"
+    return f"an operator; by itself it would be {would}" if would else "an operator"
+
+
+def about_rollout(trial: Mapping[str, Any] | None, newest: Mapping[str, Any] | None) -> str:
+    """What goes on with the newest version, in a sentence; nothing where it is the stable one.
+
+    >>> about_rollout({"version": 7, "expected": 2, "others": 18}, None)
+    'Version 7 is on trial with 2 of 20 devices.'
+    >>> about_rollout(None, {"version": 7, "stage": "rolled back", "decision": "rolled back by ada"})
+    'Version 7 was taken back: rolled back by ada.'
+    """
+    if trial:
+        total = counted(trial["expected"] + trial["others"], "device")
+        return f"Version {trial['version']} is on trial with {whole(trial['expected'])} of {total}."
+    if newest and newest["stage"] == "rolled back":
+        return f"Version {newest['version']} was taken back: {newest['decision']}."
+    return ""

@@ -1,21 +1,25 @@
 // The page: takes frames from the server, hands each part its share, says when it has drawn.
 
 import alerts from "flead-console/alerts.js";
+import confirm from "flead-console/confirm.js";
 import device from "flead-console/device.js";
 import grid from "flead-console/grid.js";
 import model from "flead-console/model.js";
+import quarantine from "flead-console/quarantine.js";
 import { STATES, at, counted, millis, rate, whole } from "flead-console/words.js";
 
 const LATE_S = 4; // without a frame for so long, what is shown is old
+const TOLD_S = 20; // what became of something that was asked for is shown for so long
 const SERVICE = { running: "ok", finished: "ok", starting: "learning", restarting: "alarm", backoff: "alarm", fatal: "alarm", stopped: "silent", exited: "silent" };
 const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
 
 export default {
-  components: { alerts, device, grid, model },
-  props: { positions: Object, kinds: Object },
-  emits: ["drawn", "show"],
+  components: { alerts, confirm, device, grid, model, quarantine },
+  props: { positions: Object, kinds: Object, person: Object, mayAct: Boolean },
+  emits: ["drawn", "show", "act", "compare"],
   data: () => ({
     frame: null, late: false, order: null, search: "", hidden: [], pointed: null, opened: null,
+    told: null, compared: null,
     theme: document.documentElement.dataset.theme,
   }),
   created() {
@@ -71,11 +75,13 @@ export default {
         <a class="brand" :href="prefix + '/'" @click.prevent="open(null)"><svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="8"/><path d="M5 18h5l3-9 5 15 3-9 2 3h4"/></svg>FLEAD</a>
         <span class="live" :class="{ late }" v-if="frame"><i></i>{{ late ? "not connected" : "live" }} <time>{{ at(frame.now) }}</time></span>
         <span class="space"></span>
+        <span v-if="person" class="person"><span class="soft">{{ person.name }}, {{ person.role }}</span> <button type="button" class="quiet" @click="logOut">Log out</button></span>
         <label class="theme"><span class="aside">Colours</span><select v-model="theme" @change="setTheme">
           <option v-for="(name, value) in THEMES" :key="value" :value="value">{{ name }}</option></select></label>
       </header>
       <p v-if="!frame" class="nothing wait">Waiting for the first figures.</p>
       <template v-else>
+        <p class="told" role="alert" v-if="told" :data-done="told.done ? 'true' : 'false'">{{ told.text }} <button type="button" class="quiet" @click="told = null">Close</button></p>
         <ul class="notices" v-if="notices.length" role="status"><li v-for="notice in notices" :key="notice">{{ notice }}</li></ul>
         <section class="answers" aria-label="In short">
           <article v-for="(answer, name) in frame.answers" :key="name" class="card answer" :data-level="answer.level" :data-about="name">
@@ -114,7 +120,8 @@ export default {
           </section>
           <alerts ref="alerts" :kinds="kinds" @open="open"/>
         </div>
-        <model :models="frame.models"/>
+        <model :models="frame.models" :may-act="mayAct" :compared="compared" @ask="$refs.confirm.ask($event)" @compare="$emit('compare', $event)"/>
+        <quarantine :kept="frame.quarantine" :may-act="mayAct" @ask="$refs.confirm.ask($event)"/>
         <section class="card services" aria-labelledby="services-title">
           <div class="card-head"><h2 id="services-title">Services</h2><span v-if="frame.run" class="soft">{{ frame.run.state }}</span></div>
           <ul v-if="frame.run" class="states">
@@ -129,6 +136,7 @@ export default {
         <footer class="soft">Arrow keys, Enter, Esc: devices. <kbd>/</kbd> find. <kbd>p</kbd> pause alarms. Since this server started: {{ counted(frame.figures.counts.prediction, "prediction") }}, {{ counted(frame.figures.counts.alert, "alarm") }}<template v-if="frame.figures.unreadable">, {{ counted(frame.figures.unreadable, "unreadable record") }}</template>.</footer>
       </template>
       <device v-if="opened !== null" ref="device" :key="opened" :name="opened" @close="open(null)"/>
+      <confirm ref="confirm" @sure="$emit('act', $event)"/>
     </div>`,
   methods: {
     at, counted, whole,
@@ -143,6 +151,20 @@ export default {
         if (device) this.$refs.device?.apply(device);
         requestAnimationFrame(() => this.$emit("drawn", frame.number));
       });
+    },
+    // What became of something that was asked for.
+    tell(told) {
+      this.told = told;
+      this.compared = null;
+      clearTimeout(this.telling);
+      this.telling = setTimeout(() => { this.told = null; }, TOLD_S * 1000);
+    },
+    showDifference(found) {
+      this.compared = found;
+    },
+    async logOut() {
+      await fetch("/api/session", { method: "DELETE" }).catch(() => null);
+      location.assign("/login");
     },
     open(name) {
       if (name === this.opened) return;
@@ -175,6 +197,7 @@ export default {
       dispatchEvent(new Event("flead-theme"));
     },
     onKey(event) {
+      if (document.querySelector("dialog[open]")) return; // it has the keyboard
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const typing = event.target.closest?.("input, select, textarea");
       if (event.key === "Escape" && this.opened !== null) this.open(null);

@@ -1,18 +1,18 @@
-// The rounds and what became of them: skill by version, who has adopted what, the newest rounds.
+// The global model of a cohort: skill by version, who has adopted what, and what becomes of versions.
 
-import { at, counted, share, whole } from "flead-console/words.js";
+import versions from "flead-console/versions.js";
+import { counted, share, whole } from "flead-console/words.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [320, 120, 34, 18, 10];
 
 export default {
-  props: { models: Array },
+  components: { versions },
+  props: { models: Array, mayAct: Boolean, compared: Object },
+  emits: ["ask", "compare"],
   data: () => ({ chosen: null }),
   computed: {
     model() {
       return this.models.find((model) => model.cohort === this.chosen) ?? this.models[0];
-    },
-    newest() {
-      return this.model.rounds.slice(-6).reverse();
     },
     adopted() {
       const most = Math.max(1, ...this.model.adopted.map(([, devices]) => devices));
@@ -50,7 +50,7 @@ export default {
         <span v-else-if="model" class="soft name" :title="model.cohort">{{ model.cohort }}</span>
       </div>
       <p v-if="!model" class="nothing">No device has been heard of yet.</p>
-      <div v-else class="thirds">
+      <div v-else class="halved">
         <figure>
           <figcaption>How much better than \u201cno change\u201d forecasts are, by version</figcaption>
           <svg v-if="line" :viewBox="'0 0 ' + WIDTH + ' ' + HEIGHT" role="img"
@@ -75,15 +75,8 @@ export default {
           </ul>
           <p v-else class="nothing">No device has been heard of yet.</p>
         </figure>
-        <figure>
-          <figcaption>Newest of {{ counted(model.made, "round") }}<template v-if="model.pending">; {{ counted(model.pending, "device") }} waiting for the next</template></figcaption>
-          <table v-if="newest.length">
-            <thead><tr><th scope="col">Round</th><th scope="col">At</th><th scope="col">Devices</th><th scope="col">Readings</th></tr></thead>
-            <tbody><tr v-for="one in newest" :key="one.round"><td>{{ one.round }}</td><td>{{ at(one.at) }}</td><td>{{ whole(one.devices) }}</td><td>{{ whole(one.samples) }}</td></tr></tbody>
-          </table>
-          <p v-else class="nothing">None yet.</p>
-        </figure>
       </div>
+      <versions v-if="model" :key="model.cohort" :model="model" :may-act="mayAct" :compared="compared" @ask="$emit('ask', $event)" @compare="$emit('compare', $event)"/>
     </section>`,
-  methods: { at, counted, share, whole },
+  methods: { counted, share, whole },
 };

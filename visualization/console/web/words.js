@@ -3,6 +3,7 @@
 const UNKNOWN = "\u2013";
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const calendar = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 export const whole = (value) => (value == null ? UNKNOWN : Math.abs(value) < 1e5 ? plain.format(value) : short.format(value));
@@ -11,6 +12,13 @@ export const fixed = (value, digits) => (value == null ? UNKNOWN : value.toFixed
 export const share = (value) => `${(100 * value).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)}\u00a0%`;
 export const counted = (value, name) => `${whole(value)} ${name}${value === 1 ? "" : "s"}`;
 export const at = (seconds) => (seconds ? clock.format(seconds * 1000) : UNKNOWN);
+// With the date where that is not today's.
+export const day = (seconds) => {
+  if (!seconds) return UNKNOWN;
+  const then = new Date(seconds * 1000);
+  return then.toDateString() === new Date().toDateString() ? clock.format(then) : `${calendar.format(then)} ${clock.format(then)}`;
+};
+export const signed = (value) => `${value < 0 ? "\u2212" : "+"}${share(Math.abs(value))}`;
 export const millis = (ms) => (ms == null ? UNKNOWN : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 export const measured = (value, unit) =>
   value == null ? UNKNOWN : `${+(+value.toFixed(9)).toPrecision(4)}${unit ? `\u00a0${unit}` : ""}`;

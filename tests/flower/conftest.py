@@ -1,0 +1,3 @@
+"""Flower is in an environment of its own."""
+
+collect_ignore = ["make.py"]
