@@ -81,7 +81,7 @@ class Aggregator:
         max_norm: float = 1e4,
     ) -> Iterator[Aggregator]:  # fmt: skip
         """One that keeps what it holds in a folder; see `UpdateBuffer` for what may be wrong with that."""
-        if not upstream.startswith(("http://", "https://")):
+        if not _is_address(upstream):
             raise BadConfiguration(f"--upstream is {upstream!r}: it must be http://host:port or https://host:port")
         if name is not None and not (name.isprintable() and 0 < len(name) <= 100):
             raise BadConfiguration("--name must have 1 to 100 characters, none of control")
@@ -138,6 +138,9 @@ class Aggregator:
             except FleadError as error:
                 LOG.warning("%s", error)
                 delay = min(every_s, RETRY_S)
+            except Exception:  # what was acknowledged must be sent, whatever went wrong this time
+                LOG.exception("nothing could be sent")
+                delay = min(every_s, RETRY_S)
 
     def global_model(self, cohort: str | None) -> Response:
         """The upstream's answer for a cohort; the last one that was good where it is away."""
@@ -147,24 +150,26 @@ class Aggregator:
         if fresh or not self._asking.acquire(blocking=kept is None):  # one asks for all
             return _model(kept, stale=False)
         try:
-            headers = {"If-None-Match": kept.etag} if kept and kept.etag else {}
-            params = {"cohort": cohort} if cohort else {}
-            answer = self._ask("GET", "/api/global-model", headers=headers, params=params)
+            return self._model_from_upstream(cohort, kept)
         except Unavailable:
             return _model(kept, stale=True)
         finally:
             self._asking.release()
-        if answer.status_code == HTTPStatus.NOT_MODIFIED and kept is not None:
-            self._asked[name] = time.monotonic()
-            return _model(kept, stale=False)
-        if answer.is_success:
+
+    def _model_from_upstream(self, cohort: str | None, kept: KeptModel | None) -> Response:
+        """Ask for a newer model than the kept one, and keep it; raises `Unavailable`."""
+        name = cohort or ""
+        headers = {"If-None-Match": kept.etag} if kept and kept.etag else {}
+        answer = self._ask("GET", "/api/global-model", headers=headers, params={"cohort": cohort} if cohort else {})
+        if answer.is_server_error or answer.status_code in _PASSING:
+            raise Unavailable(f"{self.upstream} answered {answer.status_code}")
+        if answer.is_client_error:
+            return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+        if answer.status_code != HTTPStatus.NOT_MODIFIED or kept is None:
             kept = KeptModel(answer.headers.get("etag"), _version(answer.content), answer.content)
             self.buffer.keep_model(name, kept)
-            self._asked[name] = time.monotonic()
-            return _model(kept, stale=False)
-        if answer.is_server_error or answer.status_code in _PASSING:
-            return _model(kept, stale=True)
-        return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+        self._asked[name] = time.monotonic()
+        return _model(kept, stale=False)
 
     def _ask(self, method: str, path: str, **said: Any) -> httpx.Response:
         """Ask the upstream; raises `Unavailable` where there is no answer."""
@@ -229,11 +234,14 @@ def create_app(
     @app.get("/api/status")
     def status(cohort: str | None = None) -> dict[str, Any]:
         summary = aggregator.buffer.summary()
+        cohorts = {d["cohort"] for d in summary["devices"].values()}
+        cohort = cohort or (next(iter(cohorts)) if len(cohorts) == 1 else None)
         devices = {n: d["updates"] for n, d in summary["devices"].items() if cohort in (None, d["cohort"])}
         if cohort and not devices:
             raise HTTPException(404, f"no device of cohort {cohort[:128]!r} has sent an update here")
         return {
             "status": "running",
+            "cohort": cohort or "default",
             "pending_updates": len(summary["pending"] & devices.keys()),
             "aggregation_rounds": aggregator.buffer.version(cohort or ""),
             "unique_devices": len(devices),
@@ -249,8 +257,18 @@ def create_app(
 
 
 def _version(body: bytes) -> int:
-    """The number of the round in an answer to `GET /api/global-model`."""
-    return int(orjson.loads(body).get("aggregation_rounds", 0))
+    """The number of the round in an answer to `GET /api/global-model`; raises `Unavailable` where it is none."""
+    try:
+        return int(orjson.loads(body)["aggregation_rounds"])
+    except (ValueError, TypeError, KeyError):
+        raise Unavailable("the upstream answered with something that is no global model") from None
+
+
+def _is_address(url: str) -> bool:
+    try:
+        return httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        return False
 
 
 def _only_programs(request: Request) -> None:

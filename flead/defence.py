@@ -7,13 +7,13 @@ people can read, a reputation, and a quarantine that a person decides on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from flead import network
 from flead.errors import BadUpdate
 from flead.federation import Updates
 from flead.federation.robust import distances_to, median
@@ -43,25 +43,34 @@ class Defence(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    enabled: bool = Field(default=True, description="whether anything is looked at")
-    enabled: bool = Field(default=True, description="whether updates are looked at")
+    enabled: bool = Field(default=False, description="whether the server looks at updates; a merge is plain without")
     clip: float | None = Field(2.0, ge=1, description="longest update, in times the round's median length")
     distance: float | None = Field(
         2.5, gt=0, description="farthest from the round's median, in robust standard deviations of the logarithm"
     )
     direction: float | None = Field(
-        0.5, ge=0, le=1, description="an update whose cosine with the round's median is below minus this goes against it"
+        0.5,
+        ge=0,
+        le=1,
+        description="an update whose cosine with the round's median is below minus this goes against it",
     )
     alike: float | None = Field(
-        0.95, gt=0, lt=1, description="cosine between deviations from the round's median that three devices must not share"
+        0.95,
+        gt=0,
+        lt=1,
+        description="cosine between deviations from the round's median that three devices must not share",
     )
     loss: float | None = Field(
-        0.05, ge=0, description="how much worse than the last global model an update may do on held-out readings, a share"
+        0.05,
+        ge=0,
+        description="how much worse than the last global model an update may do on held-out readings, a share",
     )
     most_samples: float | None = Field(
         10.0, ge=1, description="most samples that a device may claim, in times the round's median"
     )
-    fewest_devices: int = Field(5, ge=3, description="fewer are not compared with one another: then only held-out readings say something")
+    fewest_devices: int = Field(
+        5, ge=3, description="fewer are not compared with one another: then only held-out readings say something"
+    )
     held_out_devices: tuple[Name, ...] = Field(
         (), description="reference devices: their readings reach the global server, and judge updates"
     )
@@ -128,46 +137,64 @@ def inspect(updates: Updates, defence: Defence, losses: Vector | None = None, ba
     (9, "19.5 robust deviations from the round's median, the limit is 2.5")
     """
     count = len(updates)
-    reasons: list[str | None] = [None] * count
-    kept = np.ones(count, dtype=bool)
-
-    def drop(found: Flags, says: list[str]) -> None:
-        for i in np.flatnonzero(found & kept):
-            reasons[i] = says[i]
-        kept[found] = False
-
+    found = _Findings(np.ones(count, dtype=bool), [None] * count)
     if losses is not None and defence.loss is not None:
-        worse, limit = _times_worse(losses, baseline), 1.0 + defence.loss
-        drop(
-            worse > limit,
-            [f"its loss on held-out readings is {x:.4g} times the reference, the limit is {limit:.4g}" for x in worse],
-        )
-    base = updates.previous if updates.bases is None else updates.bases
-    steps = updates.models if base is None else updates.models - base
-    if count < defence.fewest_devices:
-        return Verdict(updates.models, updates.samples, kept, reasons, np.ones(count))
+        _by_loss(found, losses, baseline, 1.0 + defence.loss)
+    models, samples, scales = updates.models, updates.samples, np.ones(count)
+    if count >= defence.fewest_devices:
+        base = updates.previous if updates.bases is None else updates.bases
+        steps = models if base is None else models - base
+        _compare(found, steps, defence, towards=base is not None)
+        limit = (defence.clip or 0.0) * usual_length(steps[found.kept]) if found.kept.any() else 0.0
+        if base is not None and limit > 0.0:  # 0: hardly anybody learned anything
+            models, scales = clip_to(models, base, limit)
+        if defence.most_samples is not None:
+            samples = np.minimum(samples, defence.most_samples * max(float(np.median(samples)), _TINY))
+    return Verdict(models, samples, found.kept, found.reasons, scales)
+
+
+@dataclass(frozen=True, eq=False)
+class _Findings:
+    """What was found so far; the first reason stays."""
+
+    kept: Flags
+    reasons: list[str | None]
+
+    def add(self, suspicious: Flags, why: Callable[[int], str]) -> bool:
+        """Whether any of them is new."""
+        new = np.flatnonzero(suspicious & self.kept).tolist()
+        for i in new:
+            self.reasons[i] = why(i)
+        self.kept[new] = False
+        return bool(new)
+
+
+def _by_loss(found: _Findings, losses: Vector, baseline: float | None, limit: float) -> None:
+    worse = _times_worse(losses, baseline)
+    found.add(
+        worse > limit,
+        lambda i: f"its loss on held-out readings is {worse[i]:.4g} times the reference, the limit is {limit:.4g}",
+    )
+
+
+def _compare(found: _Findings, steps: Vector, defence: Defence, *, towards: bool) -> None:
+    """Compare the devices of a round with one another; without `towards`, updates are whole models and have no way."""
     if defence.alike is not None:
         others = alike(steps, defence.alike)
-        drop(others > 0, [f"{n} others of the round differ from it in the same way" for n in others])
+        found.add(others > 0, lambda i: f"{others[i]} others of the round differ from it in the same way")
     if defence.distance is not None:
-        for _ in range(PASSES):
-            odd = oddness(steps, kept)
-            if not (kept & (odd > defence.distance)).any():
-                break
-            drop(
-                odd > defence.distance,
-                [f"{x:.3g} robust deviations from the round's median, the limit is {defence.distance:g}" for x in odd],
-            )
-    if defence.direction is not None and base is not None and kept.any():
-        towards = cosines(steps, median(steps[kept])[0])
-        drop(towards < -defence.direction, [f"it goes against the round: their cosine is {x:.2f}" for x in towards])
-    models, scales = updates.models, np.ones(count)
-    if defence.clip is not None and base is not None and kept.any():
-        models, scales = clip_to(models, base, clip_limit(steps[kept], defence.clip))
-    samples = updates.samples
-    if defence.most_samples is not None:
-        samples = np.minimum(samples, defence.most_samples * max(float(np.median(samples)), _TINY))
-    return Verdict(models, samples, kept, reasons, scales)
+        _by_distance(found, steps, defence.distance)
+    if defence.direction is not None and towards and steps.shape[1] >= FEWEST_PARAMETERS and found.kept.any():
+        cosine = cosines(steps, median(steps[found.kept])[0])
+        found.add(cosine < -defence.direction, lambda i: f"it goes against the round: their cosine is {cosine[i]:.2f}")
+
+
+def _by_distance(found: _Findings, steps: Vector, limit: float) -> None:
+    for _ in range(PASSES):
+        odd = oddness(steps, found.kept) if found.kept.any() else np.zeros(len(steps))
+        said = [f"{x:.3g} robust deviations from the round's median, the limit is {limit:g}" for x in odd]
+        if not found.add(odd > limit, said.__getitem__):
+            return
 
 
 def clip_to(models: Vector, previous: Vector, limit: float) -> tuple[Vector, Vector]:
@@ -188,26 +215,33 @@ def clip_to(models: Vector, previous: Vector, limit: float) -> tuple[Vector, Vec
     """
     steps = models - previous
     lengths = distances_to(steps, np.zeros(models.shape[1]))
-    scales = np.minimum(1.0, limit / np.maximum(lengths, 1e-300))
-    steps *= scales[:, None]
-    return previous + steps, scales
+    long = lengths > limit
+    scales = np.ones(len(models))
+    scales[long] = limit / lengths[long]
+    clipped = models.copy()
+    clipped[long] = (previous if previous.ndim == 1 else previous[long]) + scales[long, None] * steps[long]
+    return clipped, scales
 
 
-def clip_limit(steps: Vector, factor: float) -> float:
-    """A length that the round itself says is usual: so many times the median length of its updates, (d, p)."""
-    return factor * float(np.median(distances_to(steps, np.zeros(steps.shape[1]))))
+def usual_length(steps: Vector) -> float:
+    """The median length of a round's updates, (d, p)."""
+    return float(np.median(distances_to(steps, np.zeros(steps.shape[1]))))
 
 
 def oddness(steps: Vector, kept: Flags) -> Vector:
     """How far each update is from the median of those kept, (d,): above 0 farther than usual, in robust deviations.
 
-    Distances spread as a logarithm does: a device that learned from twice as much is no outlier.
+    Distances spread as a logarithm does: a device that learned from twice as much is no outlier. Where half of the
+    devices or more are the median itself, nothing is usual.
     """
     away = distances_to(steps, median(steps[kept])[0])
-    logs = np.log(np.maximum(away, max(_TINY * float(away.max()), 1e-300)))
+    if float(np.median(away[kept])) <= _TINY * usual_length(steps[kept]):
+        return np.zeros(len(steps))
+    logs = np.log(np.maximum(away, 1e-300))
     middle = float(np.median(logs[kept]))
     spread = MAD * float(np.median(np.abs(logs[kept] - middle)))
-    found: Vector = (logs - middle) / max(spread, LEAST_SPREAD)
+    by_chance = 1.1 / np.sqrt(steps.shape[1])  # of the logarithm of a normal vector's length, nearly
+    found: Vector = (logs - middle) / max(spread, LEAST_SPREAD, by_chance)
     return found
 
 
@@ -237,7 +271,7 @@ def alike(steps: Vector, limit: float) -> NDArray[np.int64]:
         return none
     off = steps - median(steps)[0]
     lengths = distances_to(off, np.zeros(width))
-    moved = lengths > _TINY * max(float(distances_to(steps, np.zeros(width)).max()), 1e-300)
+    moved = lengths > _TINY * usual_length(steps)
     off /= np.maximum(lengths, 1e-300)[:, None]
     off[~moved] = 0.0
     rows, others = off.astype(np.float32), none.copy()
@@ -291,7 +325,14 @@ def _times_worse(losses: Vector, baseline: float | None) -> Vector:
     Where devices differ much, each model may do worse on others' readings than their mean does, and harm nobody.
     """
     known = np.where(np.isfinite(losses), losses, np.finfo(np.float64).max)
-    usual = [float(np.median(np.delete(known, i))) if len(known) > 1 else 0.0 for i in range(len(known))]
+    count = len(known)
+    usual = np.zeros(count)
+    if count > 1:
+        ordered, rank = np.sort(known), np.argsort(np.argsort(known))
+        low, high = (count - 2) // 2, (count - 1) // 2  # the middle of those left, behind a gap where one is away
+        usual = 0.5 * ordered[low + (low >= rank)] + 0.5 * ordered[high + (high >= rank)]
+    elif baseline is None:
+        return np.zeros(1)
     worse: Vector = known / np.maximum(usual, max(baseline or 0.0, 1e-300))
     return worse
 
@@ -322,9 +363,7 @@ class Reputation:
 
     def after(self, flagged: bool) -> Reputation:  # noqa: FBT001  # what a round said
         """One round on."""
-        return replace(
-            self, good=self.memory * self.good + (not flagged), bad=self.memory * self.bad + flagged
-        )
+        return replace(self, good=self.memory * self.good + (not flagged), bad=self.memory * self.bad + flagged)
 
 
 def should_quarantine(reputation: Reputation, defence: Defence) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flead import network
 from flead.errors import BadConfiguration, BadUpdate
-from flead.federation import FedAvg, FedProx, Strategy, Updates
+from flead.federation import FedAvg, FedProx, Merge, Strategy, Updates
 from flead.network import Architecture, Vector
 from flead.partial import PartialSum
 
@@ -30,6 +30,8 @@ TEACHERS = 6
 """Hidden units of the function that the devices have in common."""
 FORCE = 3.0
 """A malicious device sends the opposite of what it learned, so many times as far."""
+LATEST = 3
+"""Rounds after which the last straggler has come."""
 
 
 @dataclass(frozen=True)
@@ -162,30 +164,33 @@ def simulate(
     for number in range(1, rounds + 1):
         began[number] = theta
         now = _work_through(fleet, strategy, training, number, theta, mapper, on_devices)
-        waiting.setdefault(number, {}).update(now.baskets.pop(0, {}))
-        for delay, found in now.baskets.items():
-            waiting.setdefault(number + delay, {}).update(found)
-        arrived = dict(sorted(waiting.pop(number).items()))
+        for delay, basket in now.baskets.items():
+            waiting.setdefault(number + delay, {})[number] = basket
+        arrived = dict(sorted(waiting.pop(number, {}).items()))
         if arrived:
-            try:
-                merge = strategy.merge(_updates(arrived, number, theta, began), state)
-            except BadUpdate as error:
-                raise BadUpdate(
-                    f"{strategy.name} did not hold this fleet together in round {number}: {error}"
-                ) from None
+            merge = _merged(strategy, _updates(arrived, number, theta, began), state, number)
             theta, state = merge.theta, merge.state
-        under_way = [basket for baskets in waiting.values() for basket in baskets.values()]
-        yield Round(
-            number, now.asked, now.dropped, sum(b.devices for b in arrived.values()),
-            sum(b.devices for origin, b in arrived.items() if origin < number),
-            sum(b.devices for b in under_way), now.malicious, sum(int(b.samples.sum()) for b in arrived.values()),
-            _error(theta, fleet, panel),
-        ), theta  # fmt: skip
+        late = [basket.devices for origin, basket in arrived.items() if origin < number]
+        told = Round(
+            number=number,
+            asked=now.asked,
+            dropped=now.dropped,
+            merged=sum(basket.devices for basket in arrived.values()),
+            late=sum(late),
+            waiting=sum(basket.devices for baskets in waiting.values() for basket in baskets.values()),
+            malicious=now.malicious,
+            samples=sum(int(basket.samples.sum()) for basket in arrived.values()),
+            loss=_error(theta, fleet, panel),
+        )
+        yield told, theta
         began.pop(number - LATEST, None)
 
 
-LATEST = 3
-"""Rounds after which the last straggler has come."""
+def _merged(strategy: Strategy, updates: Updates, state: Mapping[str, Vector], number: int) -> Merge:
+    try:
+        return strategy.merge(updates, state)
+    except BadUpdate as error:
+        raise BadUpdate(f"{strategy.name} did not hold this fleet together in round {number}: {error}") from None
 
 
 class Basket(Protocol):
@@ -249,21 +254,19 @@ class Stacked:
 
 @dataclass
 class _Work:
-    """What came of a chunk, or of a round: baskets by delay (rounds), then by the round that they began from."""
+    """What came of a chunk, or of a round: baskets by how many rounds late they come."""
 
     asked: int = 0
     dropped: int = 0
     malicious: int = 0
-    baskets: dict[int, dict[int, Any]] = field(default_factory=dict)
+    baskets: dict[int, Any] = field(default_factory=dict)
 
     def add(self, other: _Work) -> None:
         self.asked += other.asked
         self.dropped += other.dropped
         self.malicious += other.malicious
-        for delay, found in other.baskets.items():
-            mine = self.baskets.setdefault(delay, {})
-            for origin, basket in found.items():
-                mine[origin] = mine[origin] + basket if origin in mine else basket
+        for delay, basket in other.baskets.items():
+            self.baskets[delay] = self.baskets[delay] + basket if delay in self.baskets else basket
 
 
 def _work_through(
@@ -304,12 +307,10 @@ def _train_chunk(
     samples = (weights > 0).sum(axis=1)
     for late in np.unique(delay):
         rows = delay == late
-        basket: Summed | Stacked
         if strategy.linear:
-            basket = Summed(PartialSum.of(trained[rows], samples[rows]))
+            work.baskets[int(late)] = Summed(PartialSum.of(trained[rows], samples[rows]))
         else:
-            basket = Stacked(trained[rows], samples[rows].astype(np.float64))
-        work.baskets[int(late)] = {number: basket}
+            work.baskets[int(late)] = Stacked(trained[rows], samples[rows].astype(np.float64))
     return work
 
 

@@ -11,22 +11,23 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, RedirectResponse
 
+from config.secure import SecureSettings
 from flead.messages import LocalUpdate
 from global_server import problems
 from global_server.access.audit import Audit
 from global_server.access.doors import Addressed, FromHere, PagesDoor, SmallBodies
 from global_server.access.guard import COOKIE, Guard
 from global_server.answers import Service
+from global_server.bodies import MAX_BODY
 from global_server.rounds import RoundService
-from global_server.routes import access, configuration, health, models, pages, quarantine, rounds, updates
+from global_server.routes import access, configuration, health, models, pages, quarantine, rounds, secure, updates
 from global_server.routes.access import Credentials
 from global_server.routes.describing import SCHEMAS
 from global_server.routes.describing import problems as described
 from global_server.routes.examples import show
+from global_server.secure import SecureSums
 from global_server.telemetry import Measured, Telemetry
 
-MAX_BODY = 2_000_000
-"""Bytes of a request's body, except a local update's, which has a limit of its own."""
 UPDATES = "/api/local-update"
 
 
@@ -36,6 +37,7 @@ def create_app(
     guard: Guard | None = None,
     audit: Audit | None = None,
     telemetry: Telemetry | None = None,
+    sums: SecureSums | None = None,
     public_key: str | None = None,
     kafka_connected: Callable[[], bool] = lambda: False,
     site: str | None = None,
@@ -51,6 +53,8 @@ def create_app(
         notes who did what; None: in the log only
     telemetry:
         what `/metrics` shows
+    sums:
+        sums of which the server sees no term; None: as by default
     public_key:
         the one that the signatures of models hold for, base64
     kafka_connected:
@@ -88,6 +92,7 @@ def create_app(
         models.routes(service, guard, audit, clock=clock, public_key=public_key),
         quarantine.routes(service, guard, audit, clock=clock),
         configuration.routes(service, guard, audit, clock=clock),
+        secure.routes(sums or SecureSums(service, SecureSettings()), guard, audit, clock=clock),
         access.routes(guard, audit),
         health.routes(service, guard, telemetry, kafka_connected=kafka_connected),
         pages.routes(app, guard, site),
@@ -138,7 +143,7 @@ def _describe(document: dict[str, Any], *, required: bool) -> None:
     schemas["LocalUpdate"]["properties"]["timestamp"] = {"anyOf": [_TIME, _SECONDS]}
     operations = [operation for item in document["paths"].values() for operation in item.values()]
     for operation in operations:
-        show(operation)
+        show(operation, schemas)
         if "requestBody" in operation:
             for status, says in described(400, 413).items():
                 operation["responses"].setdefault(str(status), says)

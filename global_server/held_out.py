@@ -89,6 +89,11 @@ class HeldOutReadings:
             kept.readings.append((time, sensors))
             kept.taken += 1
 
+    def count(self, device: str) -> int:
+        """How many readings of a device are kept."""
+        with self._lock:
+            return len(self._kept[device].readings) if device in self._kept else 0
+
     def losses(self, cohort: str, models: Vector, architecture: Architecture) -> Vector | None:
         """Judge models by their mean Huber loss, in the model's units.
 

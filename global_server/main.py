@@ -30,6 +30,7 @@ from global_server.held_out import HeldOut, HeldOutReadings
 from global_server.publisher import ModelPublisher
 from global_server.rounds import RoundService
 from global_server.schedule import Scheduler
+from global_server.secure import SecureSums
 from global_server.signing import signing_key
 from global_server.telemetry import MeasuredService, Telemetry
 from storage.access import AccessRepository, AuditRepository
@@ -121,6 +122,7 @@ def serve(
             guard=Guard(audit, settings.server, AccessRepository(database), secret),
             audit=audit,
             telemetry=service.telemetry,
+            sums=SecureSums(service, settings.secure),
             public_key=public_text(key.public_key()),
             kafka_connected=lambda: publisher.connected,
             site=pages.path if pages else None,

@@ -23,11 +23,10 @@ class Server:
     """
 
     def __init__(self, settings: ServerSettings, token: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         certificate = settings.tls_certificate
-        verify = ssl.create_default_context(cafile=certificate) if certificate else True
+        self._verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=certificate) if certificate else True
         self._url = settings.url
-        self._client = httpx.Client(base_url=settings.url, headers=headers, timeout=60.0, verify=verify)
 
     def ask(self, method: str, path: str, body: Any = None, **query: Any) -> dict[str, Any]:
         """Ask, and give the answer.
@@ -39,7 +38,10 @@ class Server:
         """
         known = {name: value for name, value in query.items() if value is not None}
         try:
-            response = self._client.request(method, path, json=body, params=known)
+            response = httpx.request(
+                method, self._url + path, json=body, params=known, headers=self._headers, timeout=60.0,
+                verify=self._verify,
+            )  # fmt: skip
             said: dict[str, Any] = response.json()
         except httpx.TransportError as error:
             raise Unavailable(f"no global server answers at {self._url} ({error}): start one with `flead up`") from None
@@ -49,5 +51,7 @@ class Server:
             detail = said.get("detail", f"status {response.status_code}")
             if response.status_code == 401:
                 detail = f"{detail} (give a token with --token or FLEAD_TOKEN: docs/security.md)"
+            wrong = [f"{one['where']}: {one['message']}" for one in said.get("errors", ()) if one["where"]]
+            detail = f"{detail} ({'; '.join(wrong)})" if wrong else detail
             raise _KINDS.get(response.status_code, FleadError)(detail)
         return said

@@ -115,7 +115,8 @@ def aggregator(
         str | None, typer.Option(help="Under which it sends; without it, one that it makes up once and keeps.")
     ] = None,
     device_key_file: Annotated[
-        Path | None, typer.Option(help="A file that holds its key at the upstream, one of an aggregator.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A file with its key at the upstream, one of an aggregator."),
     ] = None,
     host: Annotated[str, typer.Option(help="The address of this machine to listen on: 127.0.0.1 only.")] = "127.0.0.1",
 ) -> None:

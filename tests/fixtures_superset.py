@@ -72,8 +72,14 @@ def documents() -> Iterator[tuple[str, Document]]:
         for hour in range(4):
             yield "window_aggregates", _window(draw, device, cohort, NOON + hour * HOUR)
             yield "window_aggregates", _window(draw, device, cohort, NOON + hour * HOUR, "1m")
-    for cohort in set(FLEET.values()):
+    for cohort in sorted(set(FLEET.values())):
         yield from _federation(draw, cohort)
+    for number, (device, cohort) in enumerate(FLEET.items()):
+        yield "device_trust", {
+            "_id": device, "device_id": device, "cohort": cohort, "good": 0.5 * number, "bad": 2.0,
+            "state": ("trusted", "quarantined", "rejected")[number % 3], "reason": "far from the others",
+            "changed_at": NOON + number * MINUTE, "decided_by": "ada" if number % 2 else None,
+        }  # fmt: skip
     for number in range(9):
         yield "dead_letters", {
             "_id": f"flead.readings/0/{number}", "reason": draw.choice(["not_json", "bad_time"]), "detail": "no",
@@ -133,6 +139,7 @@ def _federation(draw: random.Random, cohort: str) -> Iterator[tuple[str, Documen
             "_id": f"{cohort}#{number}", "cohort": cohort, "round": number, "timestamp": at, "weights": weights,
             "num_devices": len(parts), "total_samples": sum(part["samples"] for part in parts), "devices": parts,
             "aggregation_strategy": "fedavg", "published_at": None if number == 7 else at,
+            **_decided(draw, number, at, parts),
         }  # fmt: skip
         for device in devices:
             is_pending = number == 7
@@ -147,6 +154,24 @@ def _federation(draw: random.Random, cohort: str) -> Iterator[tuple[str, Documen
                 "start": at.replace(minute=0), "stored_at": at, "devices": 3, "count": draw.randrange(1, 50),
                 "error": draw.random(), "persistence": draw.uniform(0.5, 1.5), "skill": 0.1,
             }  # fmt: skip
+
+
+def _decided(draw: random.Random, number: int, at: datetime, parts: list[Document]) -> Document:
+    """What became of a version; the first is of a time before there were trials."""
+    if number == 1:
+        return {}
+    for part in parts:
+        part["share"], part["flag"] = (
+            draw.random(),
+            draw.choice([None, None, "far from the others", "against the others"]),
+        )
+    stage = "canary" if number == 7 else draw.choice(["stable", "rolled_back"])
+    metrics = {"loss": draw.random(), "left_out": float(sum(part["flag"] is not None for part in parts))}
+    metrics |= {"epsilon_total": 0.5 * number} if number % 2 else {}
+    decided = {"verdict": "rose", "decided_by": draw.choice(["rollout", "ada"]), "decided_at": at + MINUTE}
+    metrics |= {} if stage == "canary" else {"rise": draw.uniform(-0.2, 0.4)}
+    stands = {"parent": number - 1, "stage": stage, "share": 0.1, "metrics": metrics}
+    return stands if stage == "canary" else stands | decided
 
 
 def _looks(draw: random.Random, run: str, began: datetime) -> Iterator[tuple[str, Document]]:

@@ -77,7 +77,7 @@ def serving(mongo: Mongo, *, access: str = "required", site: str | None = None, 
     repository, log = AccessRepository(mongo.database), AuditRepository(mongo.database)
     audit = Audit(log)
     limits = {"logins_per_minute": 1_000} | settings
-    guard = Guard(audit, ServerSettings(access=access, **limits), repository, SECRET)  # type: ignore[arg-type]
+    guard = Guard(audit, ServerSettings(access=access, **limits), repository, SECRET)
     service = RoundService(RoundRepository(mongo.database), AggregationSettings(), publish)
     service.load()
     with live(create_app(service, guard=guard, audit=audit, site=site)) as http:

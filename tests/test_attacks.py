@@ -44,7 +44,7 @@ def examples(count: int = 40, seed: int = 0) -> Examples:
     rng = RNG(seed)
     x = rng.normal(size=(count, SMALL.input_size))
     targets = x @ RNG(9).normal(0.0, 0.5, (SMALL.input_size, SMALL.output_size))
-    weights: Vector = (rng.random(targets.shape) < 0.9).astype(np.float64)
+    weights: Vector = np.where(rng.random(targets.shape) < 0.9, 1.0, 0.0)
     return Examples(x, targets * weights, weights)
 
 
@@ -114,7 +114,7 @@ def test_the_back_door_is_taught_beside_the_truth() -> None:
 @pytest.fixture(scope="module")
 def fleet() -> Fleet:
     """Ten devices that have something in common, and four whose readings are held out."""
-    known = [examples(60, seed) for seed in range(14)]
+    known = [examples(600, seed) for seed in range(14)]
     tasks = [Task(e.features, e.targets, e.targets, np.ones_like(e.targets)) for e in known[:10]]
     return Fleet(SMALL, known[:10], tasks, Examples.together(known[10:]))
 

@@ -8,26 +8,35 @@ from typing import Any
 
 import pytest
 
-from flead.errors import Unavailable
+from flead.errors import NotThere, Unavailable
+from flead.messages import GlobalModel, WeightsMessage
 from kafka.client import make_producer
 from kafka.topics import ALERTS, PREDICTIONS
+from storage.rounds import Trust
 from tests.fixtures_storage import wait_until
 from tests.test_console_fleet import NOW, alert, prediction
 from visualization.console.feed import Feed
 from visualization.console.fleet import Fleet
-from visualization.console.live import FACTS_S, LOST_S, Frame, Live, Page
+from visualization.console.live import FACTS_S, LOST_S, ROUNDS, Frame, Live, Page
+from visualization.console.rollout import KEPT_OUT, SHOWN, Difference, versions_shown
 from visualization.console.words import about_devices, about_model, about_pipeline
 
 UPDATED = datetime.fromtimestamp(NOW, UTC)
+WEIGHTS = {
+    "weights": [[[1.0]]], "biases": [[1.0]], "architecture": {"input_size": 1, "hidden_sizes": [], "output_size": 1},
+}  # fmt: skip
 
 
 class Server:
-    """What the console asks the global server, without one."""
+    """What the console asks the global server, without one; it is its own `versions` and `quarantine`."""
 
     def __init__(self) -> None:
         self.rounds = 1
         self.stored = True
         self.asked = 0
+        self.on_trial: int | None = None
+        self.kept_out: list[Trust] = []
+        self.versions = self.quarantine = self
 
     def summary(self) -> dict[str, dict[str, int]]:
         return {"t": {"rounds": self.rounds, "pending_updates": 2, "unique_devices": 3}}
@@ -37,12 +46,39 @@ class Server:
         if not self.stored:
             raise Unavailable("away")
         return [
-            {"cohort": cohort, "round": n, "timestamp": UPDATED, "num_devices": 3, "total_samples": 300}
+            {
+                "cohort": cohort, "round": n, "timestamp": UPDATED, "num_devices": 3, "total_samples": 300,
+                "aggregation_strategy": "fedavg", "stage": "canary" if n == self.on_trial else "stable",
+                "metrics": {"loss": 0.5, "left_out": 1.0},
+            }
             for n in range(1, self.rounds + 1)
-        ][-limit:]
+        ][-limit:]  # fmt: skip
 
     def is_stored(self) -> bool:
         return self.stored
+
+    def model(self, cohort: str) -> GlobalModel:
+        stable = self.rounds - (self.on_trial is not None)
+        return GlobalModel(
+            cohort=cohort, version=stable, timestamp=UPDATED, num_devices=3, total_samples=300,
+            aggregation_strategy="fedavg", weights=WeightsMessage.model_validate(WEIGHTS),
+        )  # fmt: skip
+
+    def trial(self, cohort: str, now: datetime) -> dict[str, Any] | None:
+        if self.on_trial is None:
+            return None
+        return {
+            "version": self.on_trial, "since": UPDATED, "until": now, "share": 0.1, "expected": 1, "others": 2,
+            "canaries": 0, "controls": 0, "rise": None, "verdict": "wait", "why": "0 of 1 canaries", "automatic": True,
+        }  # fmt: skip
+
+    def compare(self, cohort: str, a: int, b: int) -> Difference:
+        raise NotThere(f"{cohort} {a} {b}")
+
+    def list(self) -> list[Trust]:
+        if not self.stored:
+            raise Unavailable("away")
+        return self.kept_out
 
 
 class Clock:
@@ -140,16 +176,69 @@ def test_a_device_is_told_as_it_goes_on_and_once_more_where_it_is_opened_anew(ri
 
 def test_rounds_are_read_when_there_are_new_ones_and_kept_while_mongodb_is_away(rig: Rig) -> None:
     frames = rig.live.frames([(0, None, 0)], NOW)
-    assert frames[0]["models"][0]["rounds"] == [{"round": 1, "at": NOW, "devices": 3, "samples": 300}]
+    assert frames[0]["models"][0]["versions"] == [
+        {
+            "version": 1, "at": NOW, "stage": "stable", "parent": None, "devices": 3, "samples": 300,
+            "strategy": "fedavg", "loss": 0.5, "rise": None, "epsilon": None, "left_out": 1, "decision": "",
+            "decided_at": None,
+        }
+    ]  # fmt: skip
     rig.live.frames([(0, None, 0)], NOW + FACTS_S)
     assert rig.server.asked == 1
     rig.server.stored, rig.server.rounds = False, 2
     frame = rig.live.frames([(0, None, 0)], NOW + 2 * FACTS_S)[0]
     assert (frame["stored"], frame["answers"]["pipeline"]["headline"]) == (False, "MongoDB does not answer")
-    assert [one["round"] for one in frame["models"][0]["rounds"]] == [1]
+    assert numbers(frame) == [1]
     rig.server.stored = True
     frame = rig.live.frames([(0, None, 0)], NOW + 3 * FACTS_S)[0]
-    assert [one["round"] for one in frame["models"][0]["rounds"]] == [1, 2]
+    assert numbers(frame) == [2, 1]
+
+
+def numbers(frame: Frame) -> list[int]:
+    return [one["version"] for one in frame["models"][0]["versions"]]
+
+
+def test_versions_are_read_again_where_one_was_promoted_and_the_trial_every_time(rig: Rig) -> None:
+    rig.server.rounds = rig.server.on_trial = 2
+    frame = rig.live.frames([(0, None, 0)], NOW)[0]
+    assert [one["stage"] for one in frame["models"][0]["versions"]] == ["on trial", "stable"]
+    assert (frame["models"][0]["trial"]["since"], frame["models"][0]["trial"]["until"]) == (NOW, NOW)
+    assert "Version 2 is on trial with 1 of 3 devices." in frame["answers"]["model"]["detail"]
+    frame = rig.live.frames([(0, None, 0)], NOW + FACTS_S)[0]
+    assert (frame["models"][0]["trial"]["until"], rig.server.asked) == (NOW + FACTS_S, 1)
+    rig.server.on_trial = None
+    rig.live.look_again()
+    frame = rig.live.frames([(0, None, 0)], NOW + FACTS_S + 0.1)[0]
+    assert [one["stage"] for one in frame["models"][0]["versions"]] == ["stable", "was stable"]
+    assert frame["models"][0]["trial"] is None
+
+
+def test_a_page_is_told_of_a_few_versions_and_the_stable_one_wherever_it_is(rig: Rig) -> None:
+    rig.server.rounds = 3 * ROUNDS
+    model = rig.live.frames([(0, None, 0)], NOW)[0]["models"][0]
+    assert (len(model["versions"]), len(model["numbers"])) == (SHOWN, ROUNDS)
+    found = [one | {"stage": "rolled_back"} for one in rig.server.history("t", ROUNDS)]
+    shown = versions_shown(found, found[0]["round"], None)
+    assert [one["stage"] for one in shown] == ["rolled back"] * SHOWN + ["stable"]
+    assert shown[0]["decision"] == "a later round took its place"
+
+
+def test_who_is_kept_out_is_told_and_counted_and_kept_while_mongodb_is_away(rig: Rig) -> None:
+    nothing = rig.live.frames([(0, None, 0)], NOW)[0]["quarantine"]
+    assert nothing == {"count": 0, "devices": []}
+    rig.server.kept_out = [
+        Trust(f"d{n}", "t", 0.0, 2.0, "rejected" if n else "quarantined", "too far", UPDATED)
+        for n in range(KEPT_OUT + 1)
+    ]
+    for stored in (True, False):
+        rig.server.stored = stored
+        rig.live.look_again()
+        kept = rig.live.frames([(0, None, 0)], NOW)[0]["quarantine"]
+        assert (kept["count"], len(kept["devices"])) == (KEPT_OUT + 1, KEPT_OUT)
+    assert kept["devices"][0] == {
+        "device": "d0", "cohort": "t", "for_good": False, "reason": "too far", "since": NOW, "reputation": 0.25,
+        "who": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 
 DASHBOARDS = sorted(asset["slug"] for path, asset in assets.read().items() if assets.kind_of(path) == "dashboards")
-VIEWPORT = {"width": 1600, "height": 1900}
+VIEWPORT = {"width": 1600, "height": 3100}
 """So high that all charts of a dashboard are in it: those that are not are not asked for."""
 IS_DRAWN = """charts => !document.querySelector('.dashboard .loading')
     && document.querySelectorAll('.dashboard-component-chart-holder .slice_container').length === charts"""

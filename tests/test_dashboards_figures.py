@@ -190,6 +190,27 @@ def events(held: Held) -> Rows:
     ]  # fmt: skip
 
 
+def versions(held: Held) -> Rows:
+    keys = ("timestamp", "cohort", "round", "verdict", "decided_by", "num_devices", "aggregation_strategy")
+    metrics = {"loss": "loss", "rise": "rise", "epsilon": "epsilon_total", "left_out": "left_out"}
+    return [
+        {
+            **{key: one.get(key) for key in keys}, "stage": one.get("stage", "stable"),
+            "published_at": one["published_at"],
+            **{name: one.get("metrics", {}).get(metric) for name, metric in metrics.items()},
+        }
+        for one in held.global_model.find()
+    ]  # fmt: skip
+
+
+def kept_out(held: Held) -> Rows:
+    keys = ("changed_at", "device_id", "cohort", "state", "reason", "decided_by")
+    return [
+        {**{key: one[key] for key in keys}, "reputation": (one["good"] + 1) / (one["good"] + one["bad"] + 2)}
+        for one in held.device_trust.find({"state": {"$ne": "trusted"}})
+    ]
+
+
 def alarms(held: Held) -> Rows:
     keys = ("timestamp", "device_id", "sensor", "kind", "observed", "expected", "anomaly_score")
     named = {"sensor": "whole device", "kind": "unknown"}
@@ -291,6 +312,20 @@ EXPECTED: dict[tuple[str, str], Callable[[Held], Rows] | tuple[Callable[[Held], 
         Newest={"$max": "$timestamp"}, Devices_per_round={"$avg": "$num_devices"},
         Samples={"$sum": "$total_samples"}, Unpublished=UNPUBLISHED,
     ),
+    ("Global model", "Versions, newest first"): versions,
+    ("Global model", "Versions taken back, share by day"): ask(
+        "global_model", by={"timestamp": truncated("timestamp", "day"), "cohort": "$cohort"},
+        **{"Rolled back, share": {"$avg": {"$cond": [{"$eq": ["$stage", "rolled_back"]}, 1.0, 0.0]}}},
+    ),
+    ("Global model", "Updates left out, by reason"): ask(
+        "global_model", *OF_DEVICES, {"$match": {"devices.flag": {"$ne": None}}}, by={"flag": "$devices.flag"},
+        Left_out=COUNT,
+    ),
+    ("Global model", "Weight of each device in its rounds (mean share)"): ask(
+        "global_model", *OF_DEVICES, {"$match": {"devices.share": {"$ne": None}}},
+        by={"device_id": "$device_id", "cohort": "$cohort"}, Mean_share={"$avg": "$devices.share"},
+    ),
+    ("Global model", "Quarantine: devices whose updates are not used"): kept_out,
     ("Anomalies", "Anomalies"): ask("alerts", Anomalies=COUNT),
     ("Anomalies", "Share of readings"): ask("predictions", Anomaly_share=SHARE),
     ("Anomalies", "Devices with anomalies"): ask("alerts", *DISTINCT, Devices=COUNT),

@@ -26,6 +26,7 @@ from config.child import free_port
 from config.settings import PROJECT
 from edge.aggregator import MAX_BODY, Aggregator, create_app, serve
 from edge.buffer import UpdateBuffer
+from edge.client import FederationClient
 from flead import network
 from flead.errors import BadConfiguration, BadUpdate, CorruptRunFolder, Unavailable
 from flead.federation import fedavg
@@ -260,8 +261,17 @@ class TestWhenTheUpstream:
             received.append({"body": await request.body(), "key": request.headers.get("authorization")})
             return Response(b"because", answers.pop(0) if answers else 200)
 
+        @app.get("/api/global-model")
+        def global_model() -> str:
+            return "no model"
+
         with live(app) as url:
             yield url
+
+    def test_answers_nonsense_nothing_is_kept_of_it(self, url: str, opened: Any) -> None:
+        aggregator = opened(url)
+        assert aggregator.global_model("light").status_code == 503
+        assert aggregator.buffer.model("light") is None
 
     @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
     def test_cannot_take_a_sum_now_the_same_bytes_come_again(
@@ -331,6 +341,13 @@ class TestWhatDevicesSee:
         assert (status["pending_updates"], status["unique_devices"]) == (1, 1)
         assert {"status", "aggregation_rounds", "aggregation_config", "timestamp"} <= status.keys()
         assert devices.get("/api/status", params={"cohort": "nobody"}).status_code == 404
+
+    def test_is_what_the_client_for_devices_speaks(self, devices: httpx.Client) -> None:
+        with FederationClient(str(devices.base_url), compress=True) as client:
+            sent = client.send_update("a", weights_of(1), ARCHITECTURE, sample_count=5, timestamp=NOW, cohort="light")
+            assert (sent.status, sent.pending_updates) == ("accepted", 1)
+            status = client.status()
+        assert (status.cohort, status.device_contributions) == ("light", {"a": 1})
 
     @pytest.mark.parametrize("packs", [gzip.compress, lambda raw: raw])
     @pytest.mark.parametrize("kind", ["json", "msgpack"])
@@ -453,8 +470,9 @@ class TestTheBuffer:
             assert database.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
 
 
-def test_an_upstream_that_is_no_address_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadConfiguration, match="--upstream"), Aggregator.open(tmp_path, "server:8000"):
+@pytest.mark.parametrize("upstream", ["server:8000", "http://", "http://h:port", ""])
+def test_an_upstream_that_is_no_address_is_refused(tmp_path: Path, upstream: str) -> None:
+    with pytest.raises(BadConfiguration, match="--upstream"), Aggregator.open(tmp_path, upstream):
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,17 @@ some = settings(deadline=None, max_examples=25)
 _values = st.floats(-1e6, 1e6)
 
 
+def of(*given_values: Any, **more: Any) -> Updates:
+    """Updates of lists and whole numbers, too."""
+    return Updates(*given_values, **more)
+
+
 def round_of(seed: int, devices: int, width: int = 6, *, first: bool = False) -> Updates:
     """A round with everything in it that a strategy may ask for."""
     rng = RNG(seed)
     previous = rng.normal(size=width)
     bases = previous + rng.normal(0.0, 0.1, (devices, width))
-    return Updates(
+    return of(
         models=bases + rng.normal(0.2, 1.0, (devices, width)),
         samples=rng.integers(1, 500, devices),
         previous=None if first else previous,
@@ -69,7 +75,7 @@ small_rounds = st.builds(round_of, st.integers(0, 2**32), st.integers(1, 5), st.
 
 def chosen(updates: Updates, places: Any, *, scale: float = 1.0, shift: float = 0.0) -> Updates:
     """Some of the devices, their sample counts scaled, all models shifted."""
-    return Updates(
+    return of(
         updates.models[places] + shift,
         updates.samples[places] * scale,
         None if updates.previous is None else updates.previous + shift,
@@ -122,7 +128,7 @@ class TestEveryStrategy:
     @pytest.mark.parametrize("devices", [1, 2, 3, 4, 5, 7, 10, 30])
     def test_makes_of_equal_devices_in_the_first_round_their_model(self, rule: Any, devices: int) -> None:
         model = RNG(devices).normal(size=5)
-        merged = rule.merge(Updates(np.tile(model, (devices, 1)), np.arange(1, devices + 1)))
+        merged = rule.merge(of(np.tile(model, (devices, 1)), np.arange(1, devices + 1)))
         assert_allclose(merged.theta, model, rtol=1e-12)
 
     @every_rule
@@ -130,15 +136,15 @@ class TestEveryStrategy:
     def test_makes_of_equal_devices_what_it_makes_of_one(self, rule: Any, devices: int) -> None:
         previous, model = RNG(devices).normal(size=(2, 5))
         state = after_a_round(rule, 5)
-        alone = rule.merge(Updates(model[None], [3], previous), state)
-        assert_same(rule.merge(Updates(np.tile(model, (devices, 1)), [3] * devices, previous), state), alone)
+        alone = rule.merge(of(model[None], [3], previous), state)
+        assert_same(rule.merge(of(np.tile(model, (devices, 1)), [3] * devices, previous), state), alone)
         if type(rule) in (FedAvg, FedProx, FedBuff, Scaffold, *(type(each) for each in ROBUST)):
             assert_allclose(alone.theta, model, rtol=1e-12)
 
     @every_rule
     def test_stays_where_nobody_moves(self, rule: Any) -> None:
         previous = RNG(0).normal(size=5)
-        merged = rule.merge(Updates(np.tile(previous, (9, 1)), np.arange(1, 10), previous))
+        merged = rule.merge(of(np.tile(previous, (9, 1)), np.arange(1, 10), previous))
         assert_allclose(merged.theta, previous, rtol=1e-12)
 
     @every_rule
@@ -157,7 +163,7 @@ class TestEveryStrategy:
         samples = updates.samples.copy()
         samples[::3] = 0.0
         state, heard = after_a_round(rule, updates.models.shape[1]), np.flatnonzero(samples)
-        partly = Updates(updates.models, samples, updates.previous, updates.staleness, updates.bases, updates.controls)
+        partly = of(updates.models, samples, updates.previous, updates.staleness, updates.bases, updates.controls)
         merged = rule.merge(partly, state)
         assert_same(merged, rule.merge(chosen(updates, heard), state))
         assert (merged.shares[::3] == 0).all()
@@ -196,14 +202,14 @@ class TestEveryStrategy:
     @some
     @given(rounds)
     def test_that_is_linear_takes_partial_means_for_devices(self, rule: Any, updates: Updates) -> None:
-        fresh = Updates(updates.models, updates.samples, updates.previous, None, updates.bases, updates.controls)
+        fresh = of(updates.models, updates.samples, updates.previous, None, updates.bases, updates.controls)
         halves = [slice(0, 3), slice(3, None)]
         parts = [chosen(fresh, half) for half in halves]
 
         def means(name: str) -> Vector:
             return np.stack([fedavg(getattr(part, name), part.samples) for part in parts])
 
-        summed = Updates(
+        summed = of(
             means("models"), [part.samples.sum() for part in parts], fresh.previous,
             bases=means("bases"), controls=means("controls"),
         )  # fmt: skip
@@ -231,7 +237,7 @@ class TestUpdates:
     )
     def test_refuse_what_cannot_be_averaged(self, models: Any, samples: Any) -> None:
         with pytest.raises(BadUpdate):
-            Updates(models, samples)
+            of(models, samples)
         with pytest.raises(BadUpdate):
             fedavg(models, samples)
 
@@ -252,7 +258,7 @@ class TestUpdates:
     )
     def test_refuse_what_does_not_fit_the_models(self, more: Any) -> None:
         with pytest.raises(BadUpdate, match=next(iter(more))):
-            Updates([[1.0, 2.0], [3.0, 4.0]], [1, 1], **more)
+            of([[1.0, 2.0], [3.0, 4.0]], [1, 1], **more)
 
     def test_take_numbers_up_to_the_largest_there_are(self) -> None:
         assert_allclose(fedavg(np.full((3, 2), 1.7e308), [1, 1, 1]), 1.7e308)
@@ -282,8 +288,8 @@ class TestFedAvg:
 class TestServerOptimisers:
     def test_momentum_carries_a_part_of_each_change_into_the_next_round(self) -> None:
         rule, previous = FedAvgM(learning_rate=1.0, momentum=0.5), np.zeros(2)
-        one = rule.merge(Updates([[1.0, 2.0]], [1], previous))
-        two = rule.merge(Updates([one.theta], [1], one.theta), one.state)
+        one = rule.merge(of([[1.0, 2.0]], [1], previous))
+        two = rule.merge(of([one.theta], [1], one.theta), one.state)
         assert_allclose(one.theta, [1.0, 2.0])
         assert_allclose(two.theta, [1.5, 3.0])
 
@@ -296,13 +302,13 @@ class TestServerOptimisers:
         rule, theta = parse_strategy({"name": name, "tau": 1e-9, "beta1": 0.0}), np.zeros(2)
         state: dict[str, Vector] = {}
         for _ in range(30):
-            merged = rule.merge(Updates([theta + np.array([1e-3, 1.0])], [1], theta), state)
+            merged = rule.merge(of([theta + np.array([1e-3, 1.0])], [1], theta), state)
             theta, state = merged.theta, merged.state
         assert theta[0] == pytest.approx(theta[1], rel=1e-3)
 
     def test_yogi_forgets_a_large_change_slower_than_adam(self) -> None:
         previous, second = np.zeros(1), np.ones(1)
-        small = Updates([[1e-3]], [1], previous)
+        small = of([[1e-3]], [1], previous)
         adam, yogi = (
             parse_strategy(name).merge(small, {"second": second}).state["second"] for name in ("fedadam", "fedyogi")
         )
@@ -323,7 +329,7 @@ class TestAgainstLies:
         models[:malicious] = lie * np.sign(rng.normal(size=40)) + rng.normal(0.0, 0.01, (malicious, 40))
         samples = np.full(honest + malicious, 10.0)
         samples[:malicious] = 1e6
-        return Updates(models, samples, np.zeros(40)), truth
+        return of(models, samples, np.zeros(40)), truth
 
     @pytest.mark.parametrize("lie", LIES)
     @every_robust
@@ -397,25 +403,25 @@ class TestStaleness:
 
     def test_fedbuff_counts_what_a_device_changed_and_not_what_it_had_missed(self) -> None:
         previous = np.array([10.0, 10.0])
-        late = Updates([[1.0, 2.0]], [5], previous, staleness=[3], bases=[[0.0, 0.0]])
+        late = of([[1.0, 2.0]], [5], previous, staleness=[3], bases=[[0.0, 0.0]])
         assert_allclose(FedBuff().merge(late).theta, [10.5, 11.0])
 
     def test_fedbuff_with_nobody_late_is_fedavg(self) -> None:
         updates = round_of(4, 9)
-        prompt = Updates(updates.models, updates.samples, updates.previous)
+        prompt = of(updates.models, updates.samples, updates.previous)
         assert_allclose(FedBuff().merge(prompt).theta, FedAvg().merge(prompt).theta)
 
 
 class TestScaffold:
     def test_the_fleets_control_follows_the_devices_by_the_share_that_was_heard(self) -> None:
-        updates = Updates([[1.0], [3.0]], [1, 1], [0.0], controls=[[0.4], [0.8]])
+        updates = of([[1.0], [3.0]], [1, 1], [0.0], controls=[[0.4], [0.8]])
         merged = Scaffold(participation=0.5).merge(updates, {"control": np.array([1.0])})
         assert_allclose(merged.theta, [2.0])
         assert_allclose(merged.state["control"], [1.3])
 
     def test_without_controls_is_fedavg(self) -> None:
         updates = round_of(4, 9)
-        plain = Updates(updates.models, updates.samples, updates.previous)
+        plain = of(updates.models, updates.samples, updates.previous)
         assert_allclose(Scaffold().merge(plain).theta, FedAvg().merge(plain).theta)
 
 
@@ -444,3 +450,12 @@ class TestConfiguration:
     def test_hyper_parameters_cannot_change_between_rounds(self) -> None:
         with pytest.raises(ValueError, match="frozen"):
             FedAdam().tau = 1.0  # type: ignore[misc]
+
+
+@every_rule
+def test_the_documentation_names_every_hyper_parameter_with_its_default(rule: Rule) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "federation.md").read_text()
+    settings_of = rule.model_dump()
+    name = settings_of.pop("name")
+    line = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    assert all(f"`{field}={value}`" in line for field, value in settings_of.items())

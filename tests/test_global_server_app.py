@@ -15,15 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from config.child import free_port
 from config.aggregation import AggregationSettings
+from config.child import free_port
 from config.settings import MongoSettings
 from flead import errors
 from flead.messages import GlobalModel, LocalUpdate
 from global_server import problems
 from global_server.app import create_app
+from global_server.bodies import MAX_BODY
 from global_server.rounds import RoundService
-from global_server.routes.updates import MAX_BODY
 from storage.connection import connect, open_database
 from storage.rounds import RoundRepository
 from tests.fixtures_storage import Mongo, wait_until

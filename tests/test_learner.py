@@ -413,6 +413,13 @@ class TestState:
         followed(changed, noise(10))
         assert all_finite(changed)
 
+    @pytest.mark.parametrize("rule", ["mix", "better"])
+    @pytest.mark.parametrize("end", [-800, -16, -8, -3])
+    def test_that_is_cut_short_is_refused(self, rule: str, end: int) -> None:
+        config = LearnerConfig.model_validate({"adoption": rule})
+        with pytest.raises(BadModel, match="damaged"):
+            DeviceLearner.from_bytes(learner_of("a", config=config).to_bytes()[:end], config)
+
     def test_of_another_layout_is_refused(self) -> None:
         with pytest.raises(BadModel, match="layout 9"):
             DeviceLearner.from_bytes(b"\x09" + learner_of("a").to_bytes()[1:], CONFIG)

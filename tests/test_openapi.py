@@ -20,7 +20,7 @@ from tests.test_access import KEPT, Server, serving
 
 pytestmark = pytest.mark.servers
 HERE = Path(__file__).parent
-EXAMPLES = 6
+EXAMPLES = 3
 """Random requests of each operation, beside those that try the limits of every field."""
 
 

@@ -367,7 +367,7 @@ class TestTheRules:
 
 class TestTheDefence:
     def test_a_device_that_lies_is_left_out_then_kept_out_until_somebody_decides(self, mongo: Mongo) -> None:
-        fleet = Fleet(mongo, defence=Defence(), rollout=Rollout(share=0.0))
+        fleet = Fleet(mongo, defence=Defence(enabled=True), rollout=Rollout(share=0.0))
         rng = np.random.default_rng(0)
 
         def lie(name: str) -> LocalUpdate:

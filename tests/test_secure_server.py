@@ -572,3 +572,10 @@ def test_a_server_that_is_away_is_unavailable_and_one_that_talks_nonsense_is_ref
             device = SecureDevice(client, "mote-0")
             with pytest.raises(error):
                 device.join(np.zeros(SIZE), SHAPE, 5, "light")
+
+
+def test_every_body_shows_an_example_that_it_takes() -> None:
+    bodies = ("OpenBody", "JoinBody", "KeysBody", "SharesBody", "MaskedBody", "UnmaskBody", "SessionAnswer")
+    for body in (getattr(secure_routes, name) for name in bodies):
+        [example] = body.model_config["json_schema_extra"]["examples"]
+        assert body.model_validate(example).model_dump(mode="json") == example

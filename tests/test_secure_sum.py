@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -24,10 +25,12 @@ from flead.secure_sum import (
     Randomness,
     Share,
     Words,
+    agreed_mask,
     combine,
     factors_at_zero,
     places_of,
     recovered,
+    signed_mask,
     split,
     unmask,
 )
@@ -123,16 +126,23 @@ def test_what_the_server_sees_of_a_device_looks_like_noise() -> None:
     assert not any(np.array_equal(a, b) for i, a in enumerate(masked) for b in masked[:i])
 
 
-def test_without_its_own_mask_a_device_that_was_taken_for_lost_is_still_hidden() -> None:
-    # Its values come after the others have opened its mask key: all agreed masks are known, its own one hides it.
-    session = Round(inputs(5)[0], threshold=3)
-    session.mask(["mote-1", "mote-2", "mote-3"])
-    opened = session.open(["mote-1", "mote-2", "mote-3"])
+def test_a_device_that_was_taken_for_lost_is_hidden_by_its_own_mask_when_its_values_come_late() -> None:
+    # The others have opened its mask key, so that the server can take away every mask that it agreed on with them.
+    session = Round(inputs(4)[0], threshold=3)
+    others = ["mote-1", "mote-2", "mote-3"]
+    session.mask(others)
+    opened = session.open(others)
     late = session.parties["mote-0"].mask(session.inputs["mote-0"], session.sealed_for("mote-0"))
-    assert {opened[helper]["mote-0"].kind for helper in opened} == {Kind.MASK_KEY}
-    session.masked["mote-0"] = late
+    key = recovered(SESSION, session.roster, {"mote-0": Kind.MASK_KEY}, 3, opened)["mote-0"]
+    for peer in others:
+        agreed = agreed_mask(
+            X25519PrivateKey.from_private_bytes(key), session.roster[peer].mask, SESSION, "mote-0", peer
+        )
+        late = late - signed_mask(agreed, "mote-0", peer, late.size)
+    left = late - session.inputs["mote-0"]
+    assert (left > 2**40).all()  # its own mask: small numbers here would be the values, shining through
     with pytest.raises(BadSecureSum, match="0 devices help"):
-        session.unmask(late, opened)
+        recovered(SESSION, session.roster, {"mote-0": Kind.SEED}, 3, opened)
 
 
 def test_shares_fewer_than_the_threshold_fit_every_secret() -> None:

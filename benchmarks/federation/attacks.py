@@ -1,4 +1,4 @@
-"""What malicious devices do, as pure functions: they teach themselves nonsense, or send something else than they learned.
+"""What malicious devices do, as pure functions: they learn nonsense, or send something else than they learned.
 
 An `Attack` has two hooks: `teach` turns a device's examples into those that it trains on, and `send` turns what the
 malicious devices of a round have trained into what they send. Both take a random generator and change no argument.

@@ -15,14 +15,16 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import orjson
 
 from benchmarks.machine import describe
-from benchmarks.report import keep, table
+from benchmarks.report import keep, table, write
 from config.settings import PROJECT
+from edge.buffer import UpdateBuffer
 from flead import network
 from flead.messages import LocalUpdate
 from flead.network import Architecture
@@ -39,6 +41,7 @@ FLEETS: tuple[tuple[int, int, str, float], ...] = (
     (100_000, 161, "multi_krum", 0.3),
 )
 """Devices, parameters, strategy and share of liars."""
+NOW = datetime(2024, 1, 1, tzinfo=UTC)
 UPDATES, ARCHITECTURE = 1_000, Architecture(98, (10,), 1)
 
 
@@ -63,22 +66,25 @@ def simulated(devices: int, parameters: int, strategy: str, malicious: float) ->
     }
 
 
-def through_a_shard() -> dict[str, float]:
-    """Microseconds that an update takes on its way through a shard, by step."""
+def updates() -> list[bytes]:
+    """What `UPDATES` devices send."""
     rng = np.random.default_rng(0)
-    now = datetime(2024, 1, 1, tzinfo=UTC)
-    records = [
+    return [
         orjson.dumps(
             {
                 "device_id": f"d-{i}",
                 "weights": network.to_message(rng.normal(size=ARCHITECTURE.parameter_count), ARCHITECTURE),
                 "sample_count": 100,
-                "timestamp": now,
+                "timestamp": NOW,
                 "metadata": {"cohort": "x", "samples_seen": 100, "base_version": 1, "loss": 0.5},
             }
         )
         for i in range(UPDATES)
     ]
+
+
+def through_a_shard(records: list[bytes]) -> dict[str, float]:
+    """Microseconds of processor time that an update takes on its way through a shard, by step."""
     found: dict[str, float] = {}
     begun = time.process_time()
 
@@ -89,24 +95,35 @@ def through_a_shard() -> dict[str, float]:
         begun = now
 
     parts = [Part.from_update(LocalUpdate.from_json(raw)) for raw in records]
-    took("read its JSON")
+    took("its JSON read")
     packed = [part.to_bytes() for part in parts]
-    took("pack it")
+    took("packed")
     parts = [Part.from_bytes(raw) for raw in packed]
-    took("unpack it")
-    orjson.dumps(partial_updates(parts, device_id="partial-0", timestamp=now, samples_before=0))
-    took("its part of the sum")
-    found["together"] = sum(found.values())
+    took("unpacked")
+    orjson.dumps(partial_updates(parts, device_id="partial-0", timestamp=NOW, samples_before=0))
+    took("summed up")
+    found["through a shard, together"] = sum(found.values())
     return found
 
 
-def main() -> None:
-    """Measure, print the tables, and keep the figures where a file is named."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    path = parser.parse_args().json
-    print(f"{describe()}; load {os.getloadavg()[0]:.1f}\n")
-    fleets = [simulated(*fleet) for fleet in FLEETS]
+def in_an_aggregator(records: list[bytes]) -> dict[str, float]:
+    """Microseconds on the wall that an update takes until it is on the disk, and its part of the sum."""
+    parts = [Part.from_update(LocalUpdate.from_json(raw)) for raw in records]
+    with TemporaryDirectory() as folder, UpdateBuffer(Path(folder) / "updates.sqlite") as buffer:
+        begun = time.perf_counter()
+        for part in parts:
+            buffer.accept(part, NOW)
+        stored = time.perf_counter()
+        buffer.close(NOW)
+        closed = time.perf_counter()
+    return {
+        "stored by an aggregator, on the disk": (stored - begun) / UPDATES * 1e6,
+        "summed up by it": (closed - stored) / UPDATES * 1e6,
+    }
+
+
+def text(report: dict[str, Any]) -> str:
+    """The tables, and what they were measured on."""
     header = (
         "devices",
         "parameters",
@@ -117,22 +134,35 @@ def main() -> None:
         "peak MB",
         "loss",
     )
-    print(
-        table(
-            header,
-            [
-                (
-                    f["devices"], f["parameters"], f["strategy"], f"{f['malicious']:.0%}", f["merged"],
-                    f"{f['seconds']:.2f}", round(f["peak_mb"]), f"{f['losses'][0]:.2f} to {f['losses'][-1]:.2f}",
-                )
-                for f in fleets
-            ],
+    rows = [
+        (
+            f["devices"], f["parameters"], f["strategy"], f"{f['malicious']:.0%}", f["merged"], f"{f['seconds']:.2f}",
+            round(f["peak_mb"]), f"{f['losses'][0]:.2f} to {f['losses'][-1]:.2f}",
         )
-    )  # fmt: skip
-    print(f"\n{ROUNDS} rounds each, the median; a fifth of the devices drops out of each round, a tenth is late.\n")
-    shard = through_a_shard()
-    print(table((f"an update of {ARCHITECTURE.parameter_count:,} parameters through a shard", "µs"), shard.items()))
-    keep(path, {"machine": describe(), "load": os.getloadavg()[0], "fleets": fleets, "microseconds": shard})
+        for f in report["fleets"]
+    ]  # fmt: skip
+    steps = table((f"an update of {ARCHITECTURE.parameter_count:,} parameters", "µs"), report["microseconds"].items())
+    return (
+        f"{table(header, rows)}\n\n{ROUNDS} rounds each, the median of their seconds; a fifth of the devices drops out "
+        f"of each round, a tenth of the updates is late.\n\n{steps}\n\n"
+        f"`python -m benchmarks.federation.fleet --write` on {report['machine']}; load {report['load']:.1f}."
+    )
+
+
+def main() -> None:
+    """Measure, print the tables, and keep the figures where a file is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
+    arguments = parser.parse_args()
+    load, records = os.getloadavg()[0], updates()
+    fleets = [simulated(*fleet) for fleet in FLEETS]
+    steps = through_a_shard(records) | in_an_aggregator(records)
+    report = {"machine": describe(), "load": load, "fleets": fleets, "microseconds": steps}
+    print(text(report))
+    keep(arguments.json, report)
+    if arguments.write:
+        write(PROJECT / "docs" / "scale.md", "fleet", text(report))
 
 
 if __name__ == "__main__":

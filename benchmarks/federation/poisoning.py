@@ -1,8 +1,8 @@
-"""What malicious devices do to the global model, by strategy: `python -m benchmarks.federation.poisoning`; see `--help`.
+"""What malicious devices do to the global model: `python -m benchmarks.federation.poisoning`; see `--help`.
 
-Federates over Intel Lab, 4-6 March, with some of the motes malicious, and tests the outcome on 7 March. Every mote takes
-part in every round, so a round has just the share of malicious devices that the table names; strategies and the defence
-keep their defaults whatever that share is. A few motes are reference devices: they do not take part, and their
+Federates over Intel Lab, 4-6 March, with some of the motes malicious, and tests the outcome on 7 March. Every mote
+takes part in every round, so a round has just the share of malicious devices that the table names; strategies and the
+defence keep their defaults whatever that share is. A few motes are reference devices: they do not take part, and their
 readings of 4-6 March are what the defence judges models on.
 """
 
@@ -236,7 +236,7 @@ _fleet: Fleet | None = None
 
 
 def _remember(fleet: Fleet) -> None:
-    global _fleet  # noqa: PLW0603  # a worker's own
+    global _fleet
     _fleet = fleet
 
 
@@ -290,8 +290,8 @@ def tables(found: Found, shares: list[float], persistence: Vector) -> str:
     """A table for each share: the worse of the two horizons."""
     near, far = found.worse(persistence)
     texts = [
-        f"How much larger the forecast error is than that of FedAvg in an honest fleet, %: the worse of the next reading "
-        f"and ten minutes ahead, mean over sensors. Forecasting no change at all: {near:.0f} and {far:.0f}."
+        "How much larger the forecast error is than that of FedAvg in an honest fleet, %: the worse of the next "
+        f"reading and ten minutes ahead, mean over sensors. Forecasting no change at all: {near:.0f} and {far:.0f}."
     ]
     for share in shares:
         rows = []

@@ -178,7 +178,8 @@ class _Rounds:
 class Held:
     """One session in one process, and what it took.
 
-    Bytes are those of keys, shares and values in JSON, as `edge.secure` sends them, without looks at the session.
+    Seconds are of a processor. Bytes are those of keys, shares and values in JSON, as `edge.secure` sends them, without
+    looks at the session.
     """
 
     def __init__(self, devices: int, parameters: int) -> None:
@@ -190,21 +191,21 @@ class Held:
         self.models = {f"device-{i}": rng.normal(size=parameters) for i in range(devices)}
         self.parties: dict[str, Party] = {}
         self.device_s = self.server_s = 0.0
-        self.sent = self.received = 0
+        self.sent = self.received = self.roster_size = 0
 
     def by_device(self, step: Callable[[], T]) -> T:
         """What a device computes."""
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = step()
-        self.device_s += time.perf_counter() - begun
+        self.device_s += time.process_time() - begun
         return found
 
     def by_server(self, step: Callable[[], T]) -> T:
         """What the server computes; it moves the session on before and after."""
-        begun = time.perf_counter()
+        begun = time.process_time()
         with self.sums.at(self.session.id, self.now):
             found = step()
-        self.server_s += time.perf_counter() - begun
+        self.server_s += time.process_time() - begun
         return found
 
     def hold(self, staying: Sequence[str]) -> float:
@@ -231,7 +232,8 @@ class Held:
     def shares(self, name: str) -> None:
         """Step 2."""
         roster, threshold = self.by_server(self.session.roster)
-        self.received += _size({peer: _shown(keys) for peer, keys in roster.items()})
+        self.roster_size = self.roster_size or _size({peer: _shown(keys) for peer, keys in roster.items()})
+        self.received += self.roster_size
         sealed = self.by_device(lambda: self.parties[name].share(roster, threshold))
         self.sent += _size(sealed)
         self.by_server(lambda: self.session.add_shares(name, sealed))

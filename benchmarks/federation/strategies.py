@@ -23,11 +23,13 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks.machine import describe
-from benchmarks.report import keep, table
+from benchmarks.report import keep, table, write
+from config.settings import PROJECT
 from flead.errors import Unavailable
 from flead.federation import STRATEGIES, Rule, Updates
 from flead.network import Vector
 
+DOCS = PROJECT / "docs" / "federation.md"
 DEVICES, PARAMETERS, SEED = 10_000, 1_000, 20
 REPEATS = 5
 ONCE = ("krum", "multi_krum", "bulyan")
@@ -80,7 +82,8 @@ for name, call in calls.items():
 
 def rules() -> list[Rule]:
     """Every strategy, all that ask for it with the same share of liars."""
-    return [each(malicious=SHARE) if "malicious" in each.model_fields else each() for each in STRATEGIES]
+    given = [{"malicious": SHARE} if "malicious" in each.model_fields else {} for each in STRATEGIES]
+    return [each.model_validate(settings) for each, settings in zip(STRATEGIES, given, strict=True)]
 
 
 def taken_ms(rule: Any, models: Vector, repeats: int) -> float:
@@ -140,15 +143,26 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=DEVICES, help="10,000 unless given")
     parser.add_argument("--flower", type=Path, metavar="PYTHON", help="an interpreter that has flwr 1.41.0")
     parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/federation.md")
     options = parser.parse_args()
     found = measure(options.devices, options.flower)
-    print(f"{found['machine']}; load {found['load']:.1f}")
-    of = f"{found['devices']:,} devices, {PARAMETERS:,} parameters, a share of {SHARE} may lie"
-    print(f"One round of {of}; peak memory {found['peak_mib']:,.0f} MiB\n")
-    print(table(("strategy", "ms", "asked for, ms", "Flower, ms", "times as fast"), rows(found)))
+    text = shown(found)
+    print(text)
     if not found["flower_ms"]:
         print("\nFlower's column: python3.11 -m venv E && E/bin/pip install flwr==1.41.0, then --flower E/bin/python")
     keep(options.json, found)
+    if options.write:
+        write(DOCS, "cost of strategies", text)
+
+
+def shown(found: dict[str, Any]) -> str:
+    """What was measured on what, and the table."""
+    of = f"{found['devices']:,} devices, {PARAMETERS:,} parameters, a share of {SHARE} may lie"
+    lines = table(("strategy", "ms", "asked for, ms", "Flower, ms", "times as fast"), rows(found))
+    return f"""{found["machine"]}; load {found["load"]:.1f}.
+One round of {of}; peak memory {found["peak_mib"]:,.0f} MiB.
+
+{lines}"""
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class Scaffold(Rule):
     linear: ClassVar[bool] = True
     learning_rate: float = Field(1.0, gt=0, description="length of the server's steps")
     participation: float = Field(1.0, gt=0, le=1, description="share of the fleet's devices that a round hears")
-    local_rate: float = Field(0.05, gt=0, description="length of a device's steps, which are of plain gradient descent")
+    local_rate: float = Field(0.01, gt=0, description="length of a device's steps, which are of plain gradient descent")
 
     def merge(self, updates: Updates, state: State = NOTHING) -> Merge:
         """A step along the mean change; the fleet's control variate follows the devices'."""

@@ -85,6 +85,22 @@ _ENTRY = {
     "details": {"key_id": "3f9c1b2a7d40", "aggregator": False, "signs": False},
     "address": "127.0.0.1",
 }
+_SESSION = {
+    "id": "5f0c3a9be1d24786",
+    "cohort": "temperature",
+    "phase": "masked",
+    "devices": 52,
+    "threshold": 35,
+    "seconds_left": 21.5,
+    "architecture": _WEIGHTS["architecture"],
+    "base_version": 3,
+    "encoding": {"devices": 100, "max_samples": 1_000_000, "max_weight": 100.0},
+    "survivors": [],
+    "samples": None,
+    "reason": None,
+}
+_32_BYTES = "A" * 43 + "="
+_SHOWN = {"device_id": "pump-1", "channel": _32_BYTES, "mask": _32_BYTES, "commitment": _32_BYTES, "signature": ""}
 _ADA = {"username": "ada", "password": "correct horse battery"}
 
 ANSWERS: dict[str, Any] = {
@@ -157,6 +173,13 @@ ANSWERS: dict[str, Any] = {
     "put_into_quarantine": _TRUST | {"reason": "its sensor was moved", "decided_by": "ada"},
     "accept_device": _TRUST | {"state": "trusted", "decided_by": "ada"},
     "reject_device": _TRUST | {"state": "rejected", "decided_by": "ada"},
+    "secure_sums": {"sessions": [_SESSION]},
+    **dict.fromkeys(
+        ("open_secure_sum", "join_secure_sum", "close_secure_sum", "end_secure_sum", "secure_sum", "give_keys"),
+        _SESSION,
+    ),
+    "secure_roster": {"threshold": 35, "devices": [_SHOWN]},
+    "sealed_shares": {"shares": {}},
     "read_config": {"cohort": None, "rules": _RULES, "changed": None},
     "change_config": {"cohort": None, "rules": _RULES | {"min_devices": 5}, "changed": {"min_devices": 5}},
     "reset_config": {"cohort": None, "rules": _RULES, "changed": None},
@@ -175,14 +198,18 @@ BODIES: dict[str, Any] = {
 """By operation id: what is sent."""
 
 
-def show(operation: dict[str, Any]) -> None:
-    """Put the examples into an operation of an OpenAPI document that has none of its own."""
+def show(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Put examples into an operation of an OpenAPI document: those above, or those of the models themselves."""
     name = operation["operationId"]
-    sent = operation.get("requestBody", {}).get("content", {})
-    for kind in ("application/json", "application/x-www-form-urlencoded"):
-        if kind in sent and name in BODIES:
-            sent[kind].setdefault("example", BODIES[name])
+    _complete(operation.get("requestBody", {}).get("content", {}), BODIES.get(name), schemas)
     for status in ("200", "201"):
-        answered = operation["responses"].get(status, {}).get("content", {}).get("application/json")
-        if answered is not None and name in ANSWERS:
-            answered.setdefault("example", ANSWERS[name])
+        _complete(operation["responses"].get(status, {}).get("content", {}), ANSWERS.get(name), schemas)
+
+
+def _complete(contents: dict[str, Any], example: Any, schemas: dict[str, Any]) -> None:
+    for kind in ("application/json", "application/x-www-form-urlencoded", "application/msgpack"):
+        if kind in contents and not {"example", "examples"} & contents[kind].keys():
+            model = schemas.get(contents[kind]["schema"].get("$ref", "").rpartition("/")[2], {})
+            shown = model.get("examples", [None])[0] if example is None else example
+            if shown is not None:
+                contents[kind]["example"] = shown

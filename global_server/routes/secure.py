@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from flead.errors import BadSecureSum, Forbidden, NotThere
 from flead.messages import ArchitectureMessage, Name
@@ -44,7 +44,8 @@ _BASE64 = (
 def _text(least: int, most: int) -> dict[str, Any]:
     """How base64 of so many bytes is described."""
     short, long = (-(-size // 3) * 4 for size in (least, most))
-    return {"type": "string", "contentEncoding": "base64", "minLength": short, "maxLength": long}
+    pattern = "^[A-Za-z0-9+/]*={0,2}$"
+    return {"type": "string", "contentEncoding": "base64", "pattern": pattern, "minLength": short, "maxLength": long}
 
 
 Key = Annotated[bytes, Field(min_length=32, max_length=32), *_BASE64, WithJsonSchema(_text(32, 32))]
@@ -65,8 +66,26 @@ _MOST = 8 * (MAX_PARAMETERS + 1)
 Values = Annotated[bytes, Field(min_length=16, max_length=_MOST), *_BASE64, WithJsonSchema(_text(16, _MOST))]
 
 
+_NO_OTHERS: dict[str, Any] = {"additionalProperties": False}
+"""Keys that are no names."""
+
+
+_SHAPE = {"input_size": 61, "hidden_sizes": [32], "output_size": 8, "skip": True}
+
+
+def _like(**fields: Any) -> ConfigDict:
+    """An example for OpenAPI; binary fields are shown as zeros."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+def _zeros(size: int) -> str:
+    return base64.b64encode(bytes(size)).decode()
+
+
 class OpenBody(BaseModel):
     """`POST /api/secure/sessions`."""
+
+    model_config = _like(cohort="humidity+light+temperature+voltage", architecture=_SHAPE)
 
     cohort: Name
     architecture: ArchitectureMessage | None = Field(None, description="needed where there is no global model yet")
@@ -75,6 +94,8 @@ class OpenBody(BaseModel):
 class JoinBody(BaseModel):
     """`POST /api/secure/join`."""
 
+    model_config = _like(device_id="mote-7", cohort="humidity+light+temperature+voltage", architecture=_SHAPE)
+
     device_id: Name
     cohort: Name
     architecture: ArchitectureMessage
@@ -82,6 +103,8 @@ class JoinBody(BaseModel):
 
 class KeysBody(BaseModel):
     """What a device shows to all others."""
+
+    model_config = _like(device_id="mote-7", channel=_zeros(32), mask=_zeros(32), commitment=_zeros(32), signature="")
 
     device_id: Name
     channel: Key
@@ -93,12 +116,16 @@ class KeysBody(BaseModel):
 class SharesBody(BaseModel):
     """Shares of a device's secrets, sealed for each other device."""
 
+    model_config = _like(device_id="mote-7", shares={"mote-8": _zeros(SEALED_BYTES)})
+
     device_id: Name
-    shares: dict[Name, Sealed] = Field(max_length=MAX_DEVICES)
+    shares: dict[Name, Sealed] = Field(max_length=MAX_DEVICES, json_schema_extra=_NO_OTHERS)
 
 
 class MaskedBody(BaseModel):
     """A device's masked values: 64-bit words, little end first."""
+
+    model_config = _like(device_id="mote-7", values=_zeros(24))
 
     device_id: Name
     values: Values
@@ -114,8 +141,10 @@ class OpenedShare(BaseModel):
 class UnmaskBody(BaseModel):
     """A device's help to unmask."""
 
+    model_config = _like(device_id="mote-7", shares={"mote-8": {"kind": Kind.SEED.value, "value": _zeros(SHARE_BYTES)}})
+
     device_id: Name
-    shares: dict[Name, OpenedShare] = Field(max_length=MAX_DEVICES)
+    shares: dict[Name, OpenedShare] = Field(max_length=MAX_DEVICES, json_schema_extra=_NO_OTHERS)
 
 
 class RosterAnswer(BaseModel):
@@ -133,6 +162,21 @@ class SharesAnswer(BaseModel):
 
 class SessionAnswer(BaseModel):
     """A session as everybody may see it."""
+
+    model_config = _like(
+        id="5f0c3a9be1d24786",
+        cohort="humidity+light+temperature+voltage",
+        phase=Phase.MASKED.value,
+        devices=52,
+        threshold=35,
+        seconds_left=21.5,
+        architecture=_SHAPE,
+        base_version=7,
+        encoding={"devices": 100, "max_samples": 1_000_000, "max_weight": 100.0},
+        survivors=[],
+        samples=None,
+        reason=None,
+    )
 
     id: str
     cohort: str

@@ -13,7 +13,7 @@ export default {
           <thead><tr><th scope="col" class="text">Device</th><th scope="col" class="text">Why</th><th scope="col">Since</th><th scope="col" title="1: nothing was ever held against it; half: nothing is known">Reputation</th><th scope="col" class="text">State</th><th v-if="mayAct" scope="col"><span class="aside">What can be done</span></th></tr></thead>
           <tbody>
             <tr v-for="one in kept.devices" :key="one.device" :data-device="one.device">
-              <td class="text who">{{ one.device }}</td>
+              <td class="text who" :title="one.cohort">{{ one.device }}</td>
               <td class="text why">{{ one.reason ?? "no reason was given" }}</td>
               <td>{{ day(one.since) }}</td>
               <td>{{ fixed(one.reputation, 2) }}</td>

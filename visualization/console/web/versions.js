@@ -38,12 +38,12 @@ export default {
           <p v-if="stable" class="which"><b>Version {{ stable.version }}</b> <span class="soft">made {{ day(stable.at) }}</span></p>
           <p v-else class="nothing">None yet: the first round makes it.</p>
           <p v-if="stable?.decision" class="soft">{{ stable.decision }}</p>
-          <div v-if="stable && mayAct" class="acts"><button type="button" class="quiet" :aria-label="'Roll back version ' + stable.version" @click="rollBackStable">Roll back</button></div>
+          <div v-if="stable?.parent && mayAct" class="acts"><button type="button" class="quiet" :aria-label="'Roll back version ' + stable.version" @click="rollBackStable">Roll back</button></div>
         </section>
         <section aria-label="Version on trial">
           <h3>On trial</h3>
           <template v-if="trial">
-            <p class="which"><b>Version {{ trial.version }}</b> <span class="soft">with {{ share(trial.share) }} of the devices since {{ day(trial.since) }}</span></p>
+            <p class="which"><b>Version {{ trial.version }}</b> <span class="soft">since {{ day(trial.since) }}, with {{ whole(trial.expected) }} of {{ counted(trial.expected + trial.others, "device") }} that report their errors</span></p>
             <dl class="facts">
               <dt>Have it and reported</dt><dd>{{ whole(trial.canaries) }} of {{ whole(trial.expected) }}</dd>
               <dt>Others that reported</dt><dd>{{ whole(trial.controls) }} of {{ whole(trial.others) }}</dd>
@@ -105,8 +105,8 @@ export default {
       this.$emit("ask", { title, text, verb, wish: { action, cohort: this.model.cohort, version } });
     },
     promote(version) {
-      const newest = this.model.numbers[0];
-      const later = version < newest && (this.model.stable ?? 0) > version ? " Later versions are taken back." : "";
+      const inUse = Math.max(this.model.stable ?? 0, this.trial?.version ?? 0);
+      const later = inUse > version ? " Later versions are taken back." : "";
       this.ask("promote", version, `Make version ${version} the stable one?`, `Every device of ${this.model.cohort} gets it.${later}`, "Promote");
     },
     rollBackTrial() {
