@@ -31,7 +31,7 @@ SPLITS = {
 DAY = 86_400.0
 
 
-def _days(frames: list[Frame], days: tuple[int, ...], shift_days: float = 0.0) -> list[Series]:
+def series_of(frames: list[Frame], days: tuple[int, ...], shift_days: float = 0.0) -> list[Series]:
     """These days of March 2004 of every mote."""
     out = []
     for frame in frames:
@@ -69,7 +69,7 @@ def main() -> None:
             task = progress.add_task(title, total=1.0)
             later = 7.0 if test < max(train) else 0.0
             found = evaluate(
-                _days(frames, train), _days(frames, (test,), later), frames[0].sensors, LearnerConfig(), Plan(),
+                series_of(frames, train), series_of(frames, (test,), later), frames[0].sensors, LearnerConfig(), Plan(),
                 lambda what, share: progress.update(task, completed=share, description=what),  # noqa: B023  # called within this turn only
             ).as_dict()  # fmt: skip
         report[title] = found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.detection.data import folder, intel_days
-from benchmarks.forecasting import _days
+from benchmarks.forecasting import series_of
 from benchmarks.machine import describe
 from benchmarks.report import keep, table, write
 from config.settings import PROJECT
@@ -50,8 +50,8 @@ def main() -> None:
     report: dict[str, Any] = {"machine": describe()}
     tables, sensors = [], frames[0].sensors
     for day, name in TESTED.items():
-        train = _days(frames, tuple(other for other in MARCH if other != day))
-        test = _days(frames, (day,), 0.0 if day == max(MARCH) else 7.0)
+        train = series_of(frames, tuple(other for other in MARCH if other != day))
+        test = series_of(frames, (day,), 0.0 if day == max(MARCH) else 7.0)
         found = compare_rules(train, test, sensors, LearnerConfig()).as_dict()
         held = compare_rules(train, test, sensors, LearnerConfig(proximal=PROXIMAL), rules=("mix",)).as_dict()
         report[name] = {"rules": found, _HELD: held}

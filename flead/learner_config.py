@@ -63,7 +63,7 @@ class LearnerConfig(BaseModel):
     memory: float = Field(5_760.0, ge=100, description="readings after which scaling forgets (2,880: a day of 30 s)")
     drift: Drift = Field(Drift.ADWIN, description="what watches the errors for concept drift")
     update_every: int = Field(100, ge=1, description="samples between two updates of a device")
-    adoption: Adoption = Field(Adoption.MIX, description="what a device does with the global model")
+    adoption: Adoption = Field(Adoption.BETTER, description="what a device does with the global model")
     proximal: float = Field(0.0, ge=0, description="how hard a network is held near the global model while it learns")
     mix: float = Field(0.5, gt=0, le=1, description="the global model's share when it is mixed in")
     false_alarms_per_day: float = Field(1.0, gt=0, description="false alarms accepted of a device, per day")

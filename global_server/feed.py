@@ -1,13 +1,15 @@
 """The Kafka side, inwards: local updates from `flead.local-updates`, refused ones to `flead.dead-letters`.
 
-Offsets are committed after everything before them is stored: at least once, and the rounds count once.
+Offsets are committed after everything before them is stored: at least once, and the rounds count once. While a batch is
+stored, which is mostly waiting for MongoDB, the next one is read.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
@@ -16,13 +18,13 @@ from confluent_kafka import Consumer, KafkaException, Message
 
 from flead.errors import BadInput, BadUpdate, Reason, Unavailable
 from flead.messages import DeadLetter, LocalUpdate, Source
-from global_server.memory import Accepted
 from global_server.publisher import DELIVERY_S, deliver
 from global_server.rounds import RoundService
 from kafka.client import make_consumer, make_producer
 from kafka.connection import translated
 from kafka.offsets import positions
 from kafka.topics import DEAD_LETTERS, LOCAL_UPDATES
+from storage.rounds import Update
 
 LOG = logging.getLogger(__name__)
 
@@ -79,21 +81,40 @@ class UpdateFeed(threading.Thread):
 
     def _consume(self) -> None:
         overrides: dict[str, Any] = {"max.poll.interval.ms": _MAX_POLL_INTERVAL_MS}
-        with closing(make_consumer(self.servers, self.group, partition_eof=True, **overrides)) as consumer:
+        with (
+            closing(make_consumer(self.servers, self.group, partition_eof=True, **overrides)) as consumer,
+            ThreadPoolExecutor(1, "update-feed-store") as store,
+        ):
             consumer.subscribe([LOCAL_UPDATES])
+            last: list[Message] = []
+            stored: Future[bool] | None = None
             while not self._stopping.is_set():
                 with translated("reading local updates", self.servers):
                     messages = consumer.consume(BATCH, WAIT_S)
+                now = self._clock()
                 records = [message for message in messages if message.error() is None]
-                if self._until_done(records):
-                    _commit(consumer, messages)
+                read = [self._read(record.value(), now) for record in records]
+                if stored and stored.result():
+                    _commit(consumer, last)
+                last, stored = messages, store.submit(self._until_done, records, read, now)
+            if stored and stored.result():
+                _commit(consumer, last)
 
-    def _until_done(self, records: list[Message]) -> bool:
+    def _read(self, value: bytes | None, now: datetime) -> Update | BadInput:
+        """Read a record at once to what is kept of it: lists of numbers take four times the memory."""
+        if not value:
+            return BadUpdate("the record has no value", Reason.EMPTY)
+        try:
+            return self.service.read(LocalUpdate.from_json(value), now)
+        except BadInput as error:
+            return error
+
+    def _until_done(self, records: list[Message], read: Sequence[Update | BadInput], now: datetime) -> bool:
         """Store the records, trying until it succeeds; False where we were stopped before."""
         while not self._stopping.is_set():
             try:
                 if records:
-                    self._store(records)
+                    self._store(records, read, now)
             except Unavailable as error:
                 LOG.warning("%d local updates wait: %s", len(records), error)
                 self._stopping.wait(RETRY_S)
@@ -101,26 +122,14 @@ class UpdateFeed(threading.Thread):
                 return True
         return False
 
-    def _store(self, records: list[Message]) -> None:
+    def _store(self, records: list[Message], read: Sequence[Update | BadInput], now: datetime) -> None:
         """Give the records to the service, and what it refuses to the dead letters; then see whether a round is due."""
-        now = self._clock()
-        parsed = [_parse(record.value()) for record in records]
-        accepted = iter(self.service.accept_many([part for part in parsed if isinstance(part, LocalUpdate)], now))
-        outcomes: list[Accepted | BadInput] = [p if isinstance(p, BadInput) else next(accepted) for p in parsed]
+        outcomes = self.service.accept_read(read)
         refused = [(r, error) for r, error in zip(records, outcomes, strict=True) if isinstance(error, BadInput)]
         if refused:
             letters = [(record.key(), _dead_letter(record, error, now).to_json()) for record, error in refused]
             deliver(self._producer, self.servers, DEAD_LETTERS, list(letters))
         self.service.aggregate_ready(now)
-
-
-def _parse(value: bytes | None) -> LocalUpdate | BadInput:
-    if not value:
-        return BadUpdate("the record has no value", Reason.EMPTY)
-    try:
-        return LocalUpdate.from_json(value)
-    except BadInput as error:
-        return error
 
 
 def _dead_letter(record: Message, error: BadInput, now: datetime) -> DeadLetter:

@@ -154,6 +154,8 @@ def _known(examples: Examples) -> Examples:
 class HeldOut(threading.Thread):
     """Follows the reference devices' readings until it is stopped, whatever happens to Kafka meanwhile.
 
+    Partitions that are added to the topic are followed after the next start.
+
     Parameters
     ----------
     clock:
@@ -188,11 +190,14 @@ class HeldOut(threading.Thread):
 
     def run(self) -> None:
         """Follow; start over after anything unforeseen."""
+        last_trouble = ""
         while not self._stopping.is_set():
             try:
                 self._follow()
             except Unavailable as error:
-                LOG.warning("held-out readings are looked for again: %s", error)
+                if str(error) != last_trouble:
+                    LOG.warning("held-out readings are looked for again and again: %s", error)
+                last_trouble = str(error)
             except Exception:
                 LOG.exception("held-out readings are looked for again")
             self._stopping.wait(RETRY_S)

@@ -92,7 +92,8 @@ def make_round(cohort: Cohort, rules: Rules, aids: Aids, now: datetime) -> Made:
         Contribution(name, p.samples, p.updates, p.latest.samples_seen, float(share), flag)
         for (name, p), share, flag in zip(cohort.pending.items(), merge.shares, flags, strict=True)
     ]
-    trust = _trust_after(cohort, flags, rules, aids.trust, now) if rules.defence.enabled else []
+    looked = rules.defence.enabled and not rules.privacy.enabled
+    trust = _trust_after(cohort, flags, rules, aids.trust, now) if looked else []
     superseded = cohort.canary.version if cohort.trial and cohort.canary else None
     return Made(model, used, Memo(rules.strategy.name, merge.state, trust, superseded))
 
@@ -116,7 +117,7 @@ def gather(cohort: Cohort, parts: Sequence[Pending]) -> Updates:
 
 def _inspected(cohort: Cohort, updates: Updates, rules: Rules, aids: Aids) -> Verdict:
     """What the defence finds in the updates."""
-    if not rules.defence.enabled:
+    if not rules.defence.enabled or rules.privacy.enabled:  # whom it leaves out would tell about them without noise
         count = len(updates)
         return Verdict(updates.models, updates.samples, np.ones(count, dtype=bool), [None] * count, np.ones(count))
     if aids.held_out is None or updates.previous is None:

@@ -114,7 +114,7 @@ class TestAWrongSetting:
             ("FLEAD_LEARNER__THRESHOLD", "1", "learner.threshold: Extra inputs are not permitted"),
             ("FLEAD_LEARNER__OPTIMISER", "newton", "learner.optimiser: Input should be 'sgd', 'momentum' or 'adam'"),
             ("FLEAD_LEARNER__HORIZON_S", "86401", "learner.horizon_s: Input should be less"),
-            ("FLEAD_LEARNER__ADOPTION", "ignore", "learner.adoption: Input should be 'replace' or 'mix'"),
+            ("FLEAD_LEARNER__ADOPTION", "ignore", "learner.adoption: Input should be 'replace', 'mix',"),
             ("FLEAD_READING__EARLIEST", "2000-01-01T00:00:00", "reading.earliest: Input should have timezone info"),
             ("FLEAD_READING__MAX_SENSORS", "257", "reading.max_sensors: Input should be less"),
         ],

@@ -1,11 +1,11 @@
 """How many local updates a second the global server stores: `python -m benchmarks.federation.ingest rest|kafka`.
 
-A real mongod, the real `flead serve` in a process of its own and, for `kafka`, a real broker; all on this machine, on free
-ports of 127.0.0.1, in a temporary folder. Updates are encoded before the clock starts.
+A real mongod, the real `flead serve` in a process of its own and, for `kafka`, a real broker; all on this machine, on
+free ports of 127.0.0.1, in a temporary folder. Updates are encoded before the clock starts.
 
 `rest`: a few kept connections of one process, each sending its next update when the last one is answered. The latency
-is from the first byte sent to the last one of the answer. `kafka`: the topic is filled first; measured is from the moment
-that the server takes the first updates off it to the moment that MongoDB counts all of them.
+is from the first byte sent to the last one of the answer. `kafka`: the topic is filled first; measured is from the
+moment that the server takes the first updates off it to the moment that MongoDB counts all of them.
 
 In both, every update must be found in MongoDB, and be counted once by the rounds and what is pending.
 """
@@ -287,11 +287,12 @@ def kafka(load: Load, min_devices: int) -> Found:
         parts = bodies(load, np.random.default_rng(0))
         fill(settings.servers, parts, load.devices)
         environment = {**here.environment, "FLEAD_KAFKA__PORT": str(settings.port)}
-        used = 0.0, cpu_of(here.mongod)
         port, server = stack.enter_context(served(here.folder, **environment))
+        wait_until(lambda: here.stored() > 0, 0.01)
+        used = cpu_of(server), cpu_of(here.mongod)
         wait_until(lambda: here.stored() >= load.updates, 0.01)
         done = datetime.now(UTC)
-        used = cpu_of(server), cpu_of(here.mongod) - used[1]
+        used = cpu_of(server) - used[0], cpu_of(here.mongod) - used[1]
         first = here.database.local_models.find_one({}, sort=[("received_at", 1)])
         if first is None:
             sys.exit("nothing was stored")
