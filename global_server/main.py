@@ -130,7 +130,7 @@ def serve(
         if pages:
             stack.enter_context(pages.mount(app, service))
         LOG.info("the global server listens on %s", _address(settings.server, listener))
-        uvicorn.Server(_http(app, settings.server)).run(sockets=[listener])
+        uvicorn.Server(http_of(app, settings.server)).run(sockets=[listener])
 
 
 def _held_out(stack: ExitStack, settings: Settings) -> HeldOutReadings | None:
@@ -145,8 +145,14 @@ def _held_out(stack: ExitStack, settings: Settings) -> HeldOutReadings | None:
     return readings
 
 
-def _http(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """How HTTP is spoken: with TLS where there is a certificate; a proxy's word is taken only where there is one."""
+def http_of(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """How HTTP is spoken: with TLS where there is a certificate; a proxy's word is taken only where there is one.
+
+    Raises
+    ------
+    BadConfiguration
+        where the certificate cannot be read, or its key
+    """
     if settings.tls_certificate:
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(

@@ -46,18 +46,28 @@ def body(device: str = "a", value: float = 1.0, **fields: Any) -> dict[str, Any]
 
 
 @contextmanager
-def live(app: FastAPI) -> Iterator[httpx.Client]:
-    """A real server on a free port, and a client of it."""
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), lifespan="off", log_level="warning"))
+def listening(config: uvicorn.Config) -> Iterator[int]:
+    """A real server on a free port, which is returned."""
+    config.port, config.lifespan = free_port(), "off"
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.config.port}", timeout=30) as client:
-            yield client
+        yield config.port
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def live(app: FastAPI) -> Iterator[httpx.Client]:
+    """A real server on a free port, and a client of it."""
+    with (
+        listening(uvicorn.Config(app, log_level="warning")) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        yield client
 
 
 @pytest.fixture

@@ -99,6 +99,10 @@ _SESSION = {
     "samples": None,
     "reason": None,
 }
+_STEPS = (
+    "open_secure_sum", "join_secure_sum", "close_secure_sum", "end_secure_sum", "secure_sum", "give_keys",
+    "give_shares", "give_masked_values", "help_to_unmask",
+)  # fmt: skip
 _32_BYTES = "A" * 43 + "="
 _SHOWN = {"device_id": "pump-1", "channel": _32_BYTES, "mask": _32_BYTES, "commitment": _32_BYTES, "signature": ""}
 _ADA = {"username": "ada", "password": "correct horse battery"}
@@ -174,10 +178,7 @@ ANSWERS: dict[str, Any] = {
     "accept_device": _TRUST | {"state": "trusted", "decided_by": "ada"},
     "reject_device": _TRUST | {"state": "rejected", "decided_by": "ada"},
     "secure_sums": {"sessions": [_SESSION]},
-    **dict.fromkeys(
-        ("open_secure_sum", "join_secure_sum", "close_secure_sum", "end_secure_sum", "secure_sum", "give_keys"),
-        _SESSION,
-    ),
+    **dict.fromkeys(_STEPS, _SESSION),
     "secure_roster": {"threshold": 35, "devices": [_SHOWN]},
     "sealed_shares": {"shares": {}},
     "read_config": {"cohort": None, "rules": _RULES, "changed": None},

@@ -4,15 +4,17 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from starlette.exceptions import HTTPException
 
+from config.aggregation import Rules
+from flead.messages import Name
 from flead.network import Architecture
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
-from global_server.access.roles import Principal
+from global_server.access.roles import Principal, Role
 from global_server.answers import (
     HistoryAnswer,
     HistoryEntry,
@@ -35,6 +37,12 @@ def existing(service: RoundService, cohort: str | None) -> str:
     return service.resolve(cohort)
 
 
+def _configuration(rules: Rules) -> dict[str, Any]:
+    """How a cohort's rounds are made, its strategy by name."""
+    parameters = rules.strategy.model_dump(exclude={"name"})
+    return rules.model_dump(mode="json") | {"strategy": rules.strategy.name, "strategy_parameters": parameters}
+
+
 def routes(
     service: RoundService,
     guard: Guard,
@@ -54,11 +62,17 @@ def routes(
     """
     router = APIRouter(tags=["rounds"])
 
-    @router.get("/api/global-model", responses=problems(401, 403, 404, 422, 429), dependencies=[Depends(guard.anyone)])
-    def global_model(cohort: CohortQuery = None) -> ModelAnswer:
-        """Give a cohort's newest global model."""
+    @router.get("/api/global-model", responses=problems(401, 403, 404, 422, 429))
+    def global_model(
+        who: Annotated[Principal, Depends(guard.anyone)],
+        cohort: CohortQuery = None,
+        device_id: Annotated[
+            Name | None, Query(description="whose: a canary gets what is on trial; a device's key says who asks")
+        ] = None,
+    ) -> ModelAnswer:
+        """Give a cohort's global model: the stable one, or to a canary what is on trial."""
         name = existing(service, cohort)
-        model = service.model(name)
+        model = service.model(name, who.name if who.role is Role.DEVICE and not who.aggregator else device_id)
         if model is None:
             raise HTTPException(404, f"cohort {name!r} has no global model yet: it comes with its first round")
         summary = ModelSummary(
@@ -76,7 +90,7 @@ def routes(
             timestamp=model.timestamp,
         )
 
-    @router.post("/api/aggregate", responses=problems(401, 403, 404, 422, 429, 503))
+    @router.post("/api/aggregate", responses=problems(401, 403, 404, 409, 422, 429, 503))
     def aggregate(
         who: Annotated[Principal, Depends(guard.operator)], cohort: CohortQuery = None
     ) -> RoundAnswer | NoUpdates:
@@ -102,7 +116,7 @@ def routes(
             aggregation_rounds=figures["rounds"],
             unique_devices=figures["unique_devices"],
             device_contributions=service.contributions(name),
-            aggregation_config={"strategy": "fedavg", **service.settings.model_dump()},
+            aggregation_config=_configuration(service.rules(name)),
             timestamp=clock(),
             cohorts=cohorts,
             kafka="connected" if kafka_connected() else "unreachable",
