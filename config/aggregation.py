@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flead.defence import Defence
 from flead.errors import BadRules
@@ -39,7 +39,7 @@ class Rules(BaseModel):
         0.2
         >>> Rules().changed_by(RulesPatch(rollout={"share": 2}))
         Traceback (most recent call last):
-        flead.errors.BadRules: rollout.share: Input should be less than or equal to 0.5
+        flead.errors.BadRules: out_of_range: rollout.share: Input should be less than or equal to 0.5
         """
         found = self.model_dump()
         for patch in patches:
@@ -97,6 +97,23 @@ class AggregationSettings(Rules):
     )
     partial_every_s: float = Field(10.0, gt=0, le=3_600, description="how often a shard sends what it has summed, s")
     backups: int = Field(20, ge=0, description="files of stable global models kept in the run folder, of each cohort")
+
+    @model_validator(mode="after")
+    def _sums_can_be_merged(self) -> Self:
+        if not self.partial_sums:
+            return self
+        everybodys = ("", self.rules(""))
+        for where, rules in (everybodys, *((f"cohorts.{name}.", self.rules(name)) for name in self.cohorts)):
+            if not rules.strategy.linear:
+                raise ValueError(
+                    f"partial_sums and {where}strategy: {rules.strategy.name} looks at each device by itself, "
+                    "and of a sum it would see one: set partial_sums to 0, or choose a strategy that averages"
+                )
+            if rules.privacy.enabled:
+                raise ValueError(
+                    f"partial_sums and {where}privacy: a sum cannot be clipped for each device: set partial_sums to 0"
+                )
+        return self
 
     def rules(self, cohort: str, *patches: RulesPatch) -> Rules:
         """The rules of a cohort."""

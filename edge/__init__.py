@@ -1,4 +1,5 @@
 """What runs at or near a device: gateway, buffers, protocol adapters, compressed models.
 
-Empty until the edge step. May import `flead`, `config`, `data`, `kafka` and `storage`.
+`client` speaks to the global server for a device or a program. May import `flead`, `config`, `data`, `kafka` and
+`storage`.
 """

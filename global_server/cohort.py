@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from flead import network
+from flead.federation import fedavg
 from flead.messages import GlobalModel, Stage
 from flead.network import Architecture, Vector
 from flead.rollout import Rollout, share_for
@@ -20,7 +21,11 @@ has sent nothing no longer counts as one that reports its errors."""
 
 @dataclass(slots=True)
 class Pending:
-    """A device's updates since its last use in a round: the latest weights, the samples of all."""
+    """A sender's updates since its last use in a round.
+
+    Of one device the latest weights and the samples of all; of one that sends sums over many, the mean of the sums,
+    each weighted by its samples: another sum may be of other devices, and none is lost.
+    """
 
     latest: Update
     samples: int = 0
@@ -29,11 +34,25 @@ class Pending:
 
     def add(self, update: Update) -> None:
         """Count an update in; of two, the weights with more training behind them stay, else the later ones."""
-        if _order(update) >= _order(self.latest):
+        if self.updates and max(self.latest.devices, update.devices) > 1:
+            self.latest = _together(self.latest, self.samples, update)
+        elif _order(update) >= _order(self.latest):
             self.latest = update
         self.samples += update.sample_count
         self.updates += 1
         self.since = min(self.since or update.received_at, update.received_at)
+
+
+def _together(earlier: Update, samples: int, update: Update) -> Update:
+    """Two sums as one; how many devices are in both is not known, so the larger number of them counts."""
+    newer = update if _order(update) >= _order(earlier) else earlier
+    began = [one.base_version for one in (earlier, update) if one.base_version is not None]
+    return replace(
+        newer,
+        theta=fedavg([earlier.theta, update.theta], [samples, update.sample_count]),
+        devices=max(earlier.devices, update.devices),
+        base_version=min(began, default=None),
+    )
 
 
 def _order(update: Update) -> tuple[int, datetime]:

@@ -59,7 +59,7 @@ class Pages:
     """
 
     path: str
-    mount: Callable[[FastAPI, RoundService], AbstractContextManager[None]]
+    mount: Callable[[FastAPI, RoundService, Guard, Audit], AbstractContextManager[None]]
 
 
 def serve(
@@ -117,9 +117,10 @@ def serve(
             thread.start()
         audit = Audit(AuditRepository(database))
         secret = kept_secret((run_dir or settings.run_dir) / SECRET_FILE)
+        guard = Guard(audit, settings.server, AccessRepository(database), secret)
         app = create_app(
             service,
-            guard=Guard(audit, settings.server, AccessRepository(database), secret),
+            guard=guard,
             audit=audit,
             telemetry=service.telemetry,
             sums=SecureSums(service, settings.secure),
@@ -128,7 +129,7 @@ def serve(
             site=pages.path if pages else None,
         )
         if pages:
-            stack.enter_context(pages.mount(app, service))
+            stack.enter_context(pages.mount(app, service, guard, audit))
         LOG.info("the global server listens on %s", _address(settings.server, listener))
         uvicorn.Server(http_of(app, settings.server)).run(sockets=[listener])
 

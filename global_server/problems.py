@@ -148,7 +148,10 @@ def install(app: FastAPI) -> None:
         return _respond(_of_http(error.status_code, str(error.detail)), headers)
 
     @app.exception_handler(RequestValidationError)
-    def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
+    def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        exact = request.app.openapi()["paths"].get(request.url.path)
+        if exact and request.method.lower() not in exact:  # `/restore` is no value of `/{version}`
+            return _http(request, HTTPException(405))
         violations = [_violation(item) for item in error.errors()[:MAX_ERRORS]]
         return _respond(_of_http(422, "the request does not fit its description", violations))
 

@@ -289,9 +289,9 @@ class RoundService:
                 return state.model
             return canary if is_canary(device_id, cohort, canary.version, canary.share) else state.model
 
-    def history(self, cohort: str, limit: int = 1_000) -> list[dict[str, Any]]:
-        """Read the newest rounds from MongoDB, oldest first."""
-        return self._repository.history(cohort, limit)
+    def history(self, cohort: str, limit: int = 1_000, *, devices: bool = True) -> list[dict[str, Any]]:
+        """Read the newest rounds from MongoDB, oldest first; their devices where asked for."""
+        return self._repository.history(cohort, limit, devices=devices)
 
     def contributions(self, cohort: str) -> dict[str, int]:
         """Count the updates accepted of each device."""

@@ -113,7 +113,7 @@ def restore(
             raise NotThere(f"say of which cohort, with --cohort: there are backups of {', '.join(known) or 'none'}")
         file = backups.newest(cohort or known[0])
     model = read_backup(file)
-    said = _server(token, run_dir).ask("POST", "/api/models/restore", model.model_dump(mode="json"))
+    said = _server(token, run_dir).ask("POST", "/api/restore", model.model_dump(mode="json"))
     line = f"version {said['version']} of {said['cohort']} is the backup of version {model.version} ({file.name})"
     _tell(said, line, as_json=as_json)
 

@@ -128,17 +128,19 @@ def serve(
     from fastapi import FastAPI
 
     from data.positions import read_positions
+    from global_server.access.audit import Audit
+    from global_server.access.guard import Guard
     from global_server.main import Pages
     from global_server.main import serve as run
     from global_server.rounds import RoundService
-    from orchestration.status import STATUS_FILE
-    from visualization.console.pages import PATH, console
+    from orchestration.console import mount_console
+    from visualization.console.pages import PATH
 
     settings = settings_for(run_dir)
     positions = read_positions(settings.spark.positions) if settings.spark.positions else {}
 
-    def mount(app: FastAPI, rounds: RoundService) -> AbstractContextManager[None]:
-        return console(app, rounds, settings.kafka.servers, settings.run_dir / STATUS_FILE, positions)
+    def mount(app: FastAPI, service: RoundService, guard: Guard, audit: Audit) -> AbstractContextManager[None]:
+        return mount_console(app, service, guard, audit, settings, positions)
 
     run(settings, port, settings.run_dir, own_mongod=True, pages=Pages(PATH, mount))
 

@@ -305,22 +305,22 @@ class RoundRepository:
                 writes = [ReplaceOne({"_id": t.device_id}, _trust_document(t), upsert=True) for t in memo.trust]
                 self._trust.bulk_write(writes, session=session)
 
-    def restage(self, models: Sequence[GlobalModel], verdict: Document, discard: int | None = None) -> None:
+    def restage(self, decided: Sequence[tuple[GlobalModel, Document]], discard: int | None = None) -> None:
         """Write the stages, metrics and signatures of some versions of a cohort, in one transaction.
 
         Parameters
         ----------
-        verdict:
-            `verdict`, `decided_by` and `decided_at`, written to the first of them
+        decided:
+            each with its `verdict`, `decided_by` and `decided_at`
         discard:
             the version from which pending updates began that no round shall use
         """
         with translated(), self._database.client.start_session() as session, session.start_transaction():
-            for at, model in enumerate(models):
+            for model, verdict in decided:
                 stands = model.model_dump(include={"stage", "share", "metrics", "signature"})
-                self._set_stage(model.cohort, model.version, stands | (verdict if at == 0 else {}), session)
+                self._set_stage(model.cohort, model.version, stands | verdict, session)
             if discard is not None:
-                began = {"cohort": models[0].cohort, "round": _PENDING, "base_version": discard}
+                began = {"cohort": decided[0][0].cohort, "round": _PENDING, "base_version": discard}
                 self._updates.update_many(began, {"$set": {"round": _DISCARDED}}, session=session)
 
     def _set_stage(self, cohort: str, version: int, stands: Document, session: ClientSession) -> None:
@@ -331,10 +331,11 @@ class RoundRepository:
         with translated():
             self._rounds.update_one({"_id": f"{cohort}#{version}"}, {"$set": {"published_at": now}})
 
-    def history(self, cohort: str, limit: int = 1_000) -> list[Document]:
-        """Read the newest rounds of a cohort without their weights, oldest first."""
+    def history(self, cohort: str, limit: int = 1_000, *, devices: bool = True) -> list[Document]:
+        """Read the newest rounds of a cohort without their weights, oldest first; their devices where asked for."""
+        left_out: Document = {"weights": 0} if devices else {"weights": 0, "devices": 0}
         with translated():
-            found = list(self._rounds.find({"cohort": cohort}, {"weights": 0}).sort("round", -1).limit(limit))
+            found = list(self._rounds.find({"cohort": cohort}, left_out).sort("round", -1).limit(limit))
         return found[::-1]
 
     def contributions(self) -> dict[str, list[Contribution]]:

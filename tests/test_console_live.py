@@ -41,7 +41,7 @@ class Server:
     def summary(self) -> dict[str, dict[str, int]]:
         return {"t": {"rounds": self.rounds, "pending_updates": 2, "unique_devices": 3}}
 
-    def history(self, cohort: str, limit: int = 60) -> list[dict[str, Any]]:
+    def history(self, cohort: str, limit: int = 60, *, devices: bool = True) -> list[dict[str, Any]]:
         self.asked += 1
         if not self.stored:
             raise Unavailable("away")

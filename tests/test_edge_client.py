@@ -97,7 +97,7 @@ class Waits(list[float]):
     """What a client waited, s; nobody waits."""
 
     def client(self, url: str, transport: httpx.BaseTransport, **options: Any) -> FederationClient:
-        return FederationClient(url, transport=transport, sleep=self.append, rng=random.Random(0), **options)
+        return FederationClient(url, transport=transport, sleep=self.append, rng=random.Random(0), **options)  # noqa: S311
 
 
 class Through(httpx.BaseTransport):
@@ -200,9 +200,11 @@ def test_a_page_of_a_proxy_is_no_answer() -> None:
 
 def test_credentials_and_a_signature_travel_with_it() -> None:
     key, transport = Ed25519PrivateKey.generate(), Through(busy(422), busy(422))
-    with Waits().client("http://x", transport, device_key="flead_dk_1", signing_key=key) as client:
-        with pytest.raises(RefusedUpdate):
-            send(client)
+    with (
+        Waits().client("http://x", transport, device_key="flead_dk_1", signing_key=key) as client,
+        pytest.raises(RefusedUpdate),
+    ):
+        send(client)
     sent = transport.asked[0]
     assert sent.headers["x-device-key"] == "flead_dk_1"
     key.public_key().verify(base64.b64decode(sent.headers["x-signature"]), sent.content)

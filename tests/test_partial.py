@@ -158,7 +158,7 @@ def test_a_job_sends_of_each_shard_what_its_devices_learned() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "JAVA_HOME": str(find_java_home())}
     done = subprocess.run(
         [sys.executable, "-m", "tests.partial_job", "thread"],
-        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     lines = [line.partition(" ") for line in done.stdout.splitlines()]
     passed_on = [value for key, _, value in lines if key == "key"]

@@ -29,7 +29,7 @@ from flead.errors import (
     ForgedModel,
     NotThere,
 )  # fmt: skip
-from flead.messages import GlobalModel, LocalUpdate, Stage
+from flead.messages import GlobalModel, LocalUpdate, Stage, WeightsMessage
 from flead.network import Architecture
 from flead.rollout import Rollout, Verdict, is_canary, judge, share_for
 from flead.signatures import check, public_text, read_public
@@ -363,6 +363,27 @@ class TestTheRules:
         (refused,) = fleet.service.accept_many([sum_of(19, fleet.now + timedelta(seconds=1))], fleet.now)
         assert isinstance(refused, BadUpdate)
         assert "krum looks at each device by itself" in refused.detail
+
+    def test_sums_of_one_sender_before_a_round_are_all_in_it(self, fleet: Fleet) -> None:
+        for second, value in enumerate((1.0, 4.0)):
+            message = sum_of(19, fleet.now + timedelta(seconds=second))
+            message.weights = WeightsMessage.model_validate(
+                network.to_message(np.full(SIZES.parameter_count, value), SIZES)
+            )
+            fleet.service.accept(message.model_copy(update={"sample_count": 100 * (second + 1)}), fleet.now)
+        fleet.restart()
+        made = fleet.service.aggregate("default", fleet.now)
+        assert made is not None
+        assert (made.total_samples, made.num_devices) == (300, 19)
+        np.testing.assert_allclose(network.from_message(made.weights)[0], 3.0)
+
+    def test_what_flink_sums_must_be_mergeable(self) -> None:
+        with pytest.raises(ValueError, match=r"cohorts\.x\.strategy: krum looks at each device"):
+            AggregationSettings(
+                partial_sums=2, cohorts={"x": RulesPatch.model_validate({"strategy": {"name": "krum"}})}
+            )
+        with pytest.raises(ValueError, match="privacy: a sum cannot be clipped"):
+            AggregationSettings(partial_sums=2, privacy={"enabled": True})
 
 
 class TestTheDefence:

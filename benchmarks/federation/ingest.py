@@ -350,9 +350,10 @@ def text_of(way: str, load: Load, found: Found) -> str:
         ("server, cores", f"{found.server_cores:.2f}"),
         ("mongod, cores", f"{found.mongod_cores:.2f}"),
     ]
+    shown = table(("", "measured"), [row for row in rows if row[1] is not None])
     return (
         f"{found.updates:,} updates of {found.parameters:,} parameters of {load.devices:,} devices by {way}, {how}, in "
-        f"{found.seconds:.1f} s; {describe()}.\n\n{table(('', 'measured'), [row for row in rows if row[1] is not None])}"
+        f"{found.seconds:.1f} s; {describe()}.\n\n{shown}"
     )
 
 

@@ -208,7 +208,7 @@ def show(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
 
 
 def _complete(contents: dict[str, Any], example: Any, schemas: dict[str, Any]) -> None:
-    for kind in ("application/json", "application/x-www-form-urlencoded", "application/msgpack"):
+    for kind in ("application/json", "application/x-www-form-urlencoded"):
         if kind in contents and not {"example", "examples"} & contents[kind].keys():
             model = schemas.get(contents[kind]["schema"].get("$ref", "").rpartition("/")[2], {})
             shown = model.get("examples", [None])[0] if example is None else example

@@ -97,7 +97,7 @@ def routes(
     ) -> VersionsAnswer:
         """List a cohort's versions."""
         name = existing(service, cohort)
-        found = service.history(name, limit)[::-1]
+        found = service.history(name, limit, devices=False)[::-1]
         stable = service.model(name)
         trial = next((one for one in found if one.get("stage") == Stage.CANARY), None)
         models = [VersionAnswer.model_validate(_PLAIN | one | {"version": one["round"]}) for one in found]
@@ -155,7 +155,7 @@ def routes(
         audit.note(who.name, "model.rollback", f"{name}#{version}")
         return described(name, version)
 
-    @router.post("/api/models/restore", responses=problems(400, 401, 403, 409, 413, 422, 429, 503))
+    @router.post("/api/restore", responses=problems(400, 401, 403, 409, 413, 422, 429, 503))
     def restore_model(
         who: Annotated[Principal, Depends(guard.operator)],
         model: Annotated[GlobalModel, Body(description="a backup, as it was written: signed by this server")],

@@ -44,7 +44,7 @@ class Rounds(Protocol):
     def summary(self) -> dict[str, dict[str, int]]:
         """Rounds, pending updates and devices of each cohort."""
 
-    def history(self, cohort: str, limit: int = ...) -> list[dict[str, Any]]:
+    def history(self, cohort: str, limit: int = ..., *, devices: bool = ...) -> list[dict[str, Any]]:
         """The newest rounds, oldest first; raises `Unavailable`."""
 
     def is_stored(self) -> bool:
@@ -228,7 +228,7 @@ class Live:
         known = self._facts.models.get(cohort, Model())
         if standing != known.standing:
             try:
-                found = self._rounds.history(cohort, ROUNDS)
+                found = self._rounds.history(cohort, ROUNDS, devices=False)
             except Unavailable:
                 return known
             numbers = [one["round"] for one in reversed(found)]
