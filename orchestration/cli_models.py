@@ -73,8 +73,8 @@ def compare(a: Version, b: Version, cohort: Cohort = None, token: Token = None, 
     said = _server(token).ask("GET", "/api/models/compare", cohort=cohort, a=a, b=b)
     layers = ", ".join(_figure(x) for x in said["layers"])
     line = (
-        f"from version {a} to {b}: distance {_figure(said['distance'])} ({100 * said['relative']:.2g} % of its length), "
-        f"cosine {said['cosine']:.6f}, by layer {layers}"
+        f"from version {a} to {b}: distance {_figure(said['distance'])} ({100 * said['relative']:.2g} % of its "
+        f"length), cosine {said['cosine']:.6f}, by layer {layers}"
     )
     _tell(said, line, as_json=as_json)
 

@@ -131,7 +131,9 @@ class GlobalRound(_Document):
     num_devices: Count = field("devices that took part", "devices")
     total_samples: Count = field("that its updates learned from", "readings")
     aggregation_strategy: str = field("how the updates were merged")
-    devices: list[dict[str, Any]] = field("`device_id`, `samples`, `updates`, `samples_seen`, `share`, `flag` of each")
+    devices: list[dict[str, Any]] = field(
+        "`device_id`, `samples`, `updates`, `samples_seen`, `share` and `flag` of each"
+    )
     published_at: datetime | None = field("when Kafka confirmed it; null: not yet")
     parent: int | None = field("the version before; null: none", default=None)
     stage: str = field("`stable`, `canary` or `rolled_back`", default="stable")
@@ -314,7 +316,9 @@ class DeviceKey(_Document):
     device_id: Name = field("the device")
     sha256: str = field("of the key; the key itself is nowhere")
     aggregator: bool = field("whether it may send what it merged of other devices", default=False)
-    public_key: str | None = field("Ed25519, base64: updates of the device are signed; null: they are not", default=None)
+    public_key: str | None = field(
+        "Ed25519, base64: updates of the device are signed; null: they are not", default=None
+    )
     created_by: str = field("who made it")
     created_at: datetime = field("when")
     changed_at: datetime = field("when it was last changed, by MongoDB's clock")

@@ -219,9 +219,7 @@ def _maps(key: str, **fields: str) -> tuple[list[Document], dict[str, str]]:
 UNFOLDED = {
     "device_data_sensors": _maps("sensor", value="sensors"),
     "predictions_sensors": _maps("sensor", observed="observed", expected="expected", forecast="forecast"),
-    "global_model_devices": _listed(
-        "devices", "device_id", "samples", "updates", "samples_seen", "share", "flag"
-    ),
+    "global_model_devices": _listed("devices", "device_id", "samples", "updates", "samples_seen", "share", "flag"),
     "global_model_metrics": _maps("metric", value="metrics"),
     "window_aggregates_sensors": _unfolded(
         "sensors", "sensor", "count", "missing", "sum", "sum_squares", "mean", "min", "max"

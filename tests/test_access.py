@@ -246,9 +246,7 @@ def test_a_role_is_what_the_user_has_and_not_what_his_token_says(server: Server)
 
 
 @pytest.mark.parametrize("change", ["password", "removed"])
-def test_a_user_who_was_changed_must_log_in_again(
-    server: Server, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_who_was_changed_must_log_in_again(server: Server, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known, "REFRESH_S", 0.05)
     headers = server.token("operator")
     if change == "removed":

@@ -19,8 +19,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from pydantic import SecretStr
 
-from config.child import free_port, port_is_taken
 from config.aggregation import AggregationSettings
+from config.child import free_port, port_is_taken
 from config.settings import PROJECT, MongoSettings, Settings
 from flead.errors import PortTaken, Unavailable
 from flead.messages import GlobalModel

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from config.child import free_port
 from config.aggregation import AggregationSettings
+from config.child import free_port
 from config.settings import MongoSettings
 from flead import network
 from flead.errors import BadInput, BadModel, BadUpdate, Unavailable

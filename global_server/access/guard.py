@@ -88,6 +88,8 @@ class Guard:
 
     async def device(self, request: Request) -> Principal:
         """Somebody who may send updates: a device with a key, or an administrator."""
+        if self._known and self._known.is_old():  # `admit` must not wait for MongoDB
+            await run_in_threadpool(self._known.refresh)
         return await self._with_role(request, Role.DEVICE, Role.ADMIN)
 
     async def anyone(self, request: Request) -> Principal:
@@ -197,6 +199,8 @@ class Guard:
     def admit(self, who: Principal, device_id: str, raw: bytes, signature: str | None) -> None:
         """Refuse an update that is not the sender's own, or not signed by its device where that one signs.
 
+        It waits for MongoDB only where it refuses, to note it.
+
         Parameters
         ----------
         raw:
@@ -219,11 +223,7 @@ class Guard:
             raise
 
     def _check_signature(self, device_id: str, raw: bytes, signature: str | None) -> None:
-        if self._known is None:
-            return
-        if self._known.is_old():
-            self._known.refresh()
-        public_keys = self._known.public_keys(device_id)
+        public_keys = self._known.public_keys(device_id) if self._known else ()
         if not public_keys:
             return
         if signature is None:

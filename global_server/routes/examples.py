@@ -213,4 +213,4 @@ def _complete(contents: dict[str, Any], example: Any, schemas: dict[str, Any]) -
             model = schemas.get(contents[kind]["schema"].get("$ref", "").rpartition("/")[2], {})
             shown = model.get("examples", [None])[0] if example is None else example
             if shown is not None:
-                contents[kind]["example"] = shown
+                contents[kind] = {**contents[kind], "example": shown}
