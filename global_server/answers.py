@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from flead.messages import ArchitectureMessage, WeightsMessage
+from flead.messages import ArchitectureMessage, Stage, WeightsMessage
 from global_server.access.roles import Role
 
 
@@ -45,8 +45,12 @@ class ModelAnswer(BaseModel):
     cohort: str
     weights: WeightsMessage
     summary: ModelSummary
-    aggregation_rounds: int
+    aggregation_rounds: int = Field(description="the round that made it: its version")
     timestamp: datetime
+    parent: int | None = Field(description="the version before")
+    stage: Stage
+    share: float = Field(description="of the devices, where it is a canary; else 1")
+    signature: str | None = Field(description="the server's, Ed25519 over what `flead.signatures` says; base64")
 
 
 class RoundAnswer(BaseModel):

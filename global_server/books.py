@@ -19,6 +19,8 @@ from storage.rounds import RoundRepository
 
 EVERYBODY = "*"
 """The key of rules that hold for all cohorts."""
+MOST_RULES = 10_000
+"""Cohorts whose rules are remembered: names come from outside."""
 _RETRY_S = 1.0
 """How long after a failure of MongoDB callers are refused at once, s: each would wait for the driver in turn."""
 
@@ -63,7 +65,7 @@ class Books:
         with self.lock:
             before = self.memory.cohorts
             self.memory = Memory.read(self.repository)
-            self._rules.clear()
+            self._rules = {}
             for name, cohort in self.memory.cohorts.items():
                 _keep_delivered(cohort, before.get(name))
             self._loaded = True
@@ -71,15 +73,20 @@ class Books:
 
     def rules(self, cohort: str) -> Rules:
         """How a cohort's rounds are made: the settings, and what operators changed since."""
+        known = self._rules.get(cohort)  # without the lock, which whoever stores holds
+        if known is not None:
+            return known
         with self.lock:
-            if cohort not in self._rules:
-                patches = [self.memory.patches[key] for key in (EVERYBODY, cohort) if key in self.memory.patches]
-                self._rules[cohort] = self.settings.rules(cohort, *patches)
-            return self._rules[cohort]
+            patches = [self.memory.patches[key] for key in (EVERYBODY, cohort) if key in self.memory.patches]
+            if len(self._rules) >= MOST_RULES:
+                self._rules = {}
+            found = self._rules[cohort] = self.settings.rules(cohort, *patches)
+            return found
 
     def forget_rules(self) -> None:
         """Read the rules anew when they are next asked for."""
-        self._rules.clear()
+        with self.lock:
+            self._rules = {}
 
 
 def _keep_delivered(cohort: Cohort, before: Cohort | None) -> None:

@@ -27,6 +27,7 @@ from global_server.app import create_app
 from global_server.backups import Backups
 from global_server.feed import UpdateFeed
 from global_server.held_out import HeldOut, HeldOutReadings
+from global_server.intake import settle_memory
 from global_server.publisher import ModelPublisher
 from global_server.rounds import RoundService
 from global_server.schedule import Scheduler
@@ -131,6 +132,7 @@ def serve(
         if pages:
             stack.enter_context(pages.mount(app, service, guard, audit))
         LOG.info("the global server listens on %s", _address(settings.server, listener))
+        settle_memory()
         uvicorn.Server(http_of(app, settings.server)).run(sockets=[listener])
 
 

@@ -73,7 +73,8 @@ def make_round(cohort: Cohort, rules: Rules, aids: Aids, now: datetime) -> Made:
     """
     parts = list(cohort.pending.values())
     updates = gather(cohort, parts)
-    verdict = _inspected(cohort, updates, rules, aids)
+    looked = _looks_at_updates(parts, rules)
+    verdict = _inspected(cohort, updates, rules, aids) if looked else _nothing_found(updates)
     flags = verdict.reasons
     metrics = _metrics(parts, verdict.kept)
     merge = _merged(cohort, updates, verdict, rules, aids, metrics)
@@ -92,7 +93,6 @@ def make_round(cohort: Cohort, rules: Rules, aids: Aids, now: datetime) -> Made:
         Contribution(name, p.samples, p.updates, p.latest.samples_seen, float(share), flag)
         for (name, p), share, flag in zip(cohort.pending.items(), merge.shares, flags, strict=True)
     ]
-    looked = rules.defence.enabled and not rules.privacy.enabled
     trust = _trust_after(cohort, flags, rules, aids.trust, now) if looked else []
     superseded = cohort.canary.version if cohort.trial and cohort.canary else None
     return Made(model, used, Memo(rules.strategy.name, merge.state, trust, superseded))
@@ -115,11 +115,23 @@ def gather(cohort: Cohort, parts: Sequence[Pending]) -> Updates:
     )
 
 
+def _looks_at_updates(parts: Sequence[Pending], rules: Rules) -> bool:
+    """Whether the defence looks at a round.
+
+    Not at a private one: whom it leaves out would tell about them without noise. Nor at sums over many devices: they
+    lie nearer to each other than a device does, which then looks odd beside them.
+    """
+    sums = any(part.latest.devices > 1 for part in parts)
+    return rules.defence.enabled and not rules.privacy.enabled and not sums
+
+
+def _nothing_found(updates: Updates) -> Verdict:
+    count = len(updates)
+    return Verdict(updates.models, updates.samples, np.ones(count, dtype=bool), [None] * count, np.ones(count))
+
+
 def _inspected(cohort: Cohort, updates: Updates, rules: Rules, aids: Aids) -> Verdict:
     """What the defence finds in the updates."""
-    if not rules.defence.enabled or rules.privacy.enabled:  # whom it leaves out would tell about them without noise
-        count = len(updates)
-        return Verdict(updates.models, updates.samples, np.ones(count, dtype=bool), [None] * count, np.ones(count))
     if aids.held_out is None or updates.previous is None:
         return inspect(updates, rules.defence)
     judged = np.vstack((updates.previous, updates.models))

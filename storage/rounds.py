@@ -21,6 +21,7 @@ from flead import network
 from flead.messages import GlobalModel, Stage, WeightsMessage
 from flead.network import Architecture, Vector
 from storage.connection import Document, ping, translated
+from storage.weights import encoded
 
 _PENDING = None
 """`round` of an update that no round has used."""
@@ -375,7 +376,7 @@ def _to_document(update: Update) -> Document:
         "cohort": update.cohort,
         "timestamp": update.timestamp,
         "received_at": update.received_at,
-        "weights": network.to_message(update.theta, update.architecture),
+        "weights": encoded(update.theta, update.architecture),
         "sample_count": update.sample_count,
         "samples_seen": update.samples_seen,
         "base_version": update.base_version,

@@ -29,6 +29,7 @@ from tests.fixtures_storage import Mongo, wait_until
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 ARCHITECTURE = Architecture(2, (3,), 1)
+KEY = Ed25519PrivateKey.generate()
 THETA = np.linspace(-1.0, 1.0, ARCHITECTURE.parameter_count)
 
 
@@ -39,7 +40,7 @@ def publish(_model: GlobalModel) -> None:
 @pytest.fixture
 def url(mongo: Mongo) -> Iterator[str]:
     """A real server."""
-    service = RoundService(RoundRepository(mongo.database), AggregationSettings(min_devices=100), publish)
+    service = RoundService(RoundRepository(mongo.database), AggregationSettings(min_devices=100), publish, key=KEY)
     service.load()
     app = create_app(service, clock=lambda: NOW)
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), lifespan="off", log_level="warning"))
@@ -76,6 +77,25 @@ def test_a_round_by_the_client(url: str, encoding: Encoding, *, compress: bool) 
         assert (model.version, model.cohort, model.architecture) == (1, "c", ARCHITECTURE)
         np.testing.assert_array_equal(model.theta, THETA)
         assert [(one.round, one.device_ids) for one in client.history("c")] == [(1, ["a", "b"])]
+
+
+@pytest.mark.servers
+def test_a_model_is_checked_against_the_servers_key_and_not_sent_twice(url: str) -> None:
+    with FederationClient(url, public_key=KEY.public_key()) as client:
+        send(client)
+        client.aggregate()
+        first = client.global_model()
+        assert first is not None
+        np.testing.assert_allclose(first.theta, THETA)
+        assert client.global_model() is first
+        send(client, second=1)
+        client.aggregate()
+        newer = client.global_model()
+        assert newer is not None
+        assert newer.version == 2
+    other = Ed25519PrivateKey.generate().public_key()
+    with FederationClient(url, public_key=other) as client, pytest.raises(ForgedModel):
+        client.global_model()
 
 
 @pytest.mark.servers

@@ -25,7 +25,7 @@ from visualization.mart.writer import Change, Writer
 
 MODELS = {collection.name: collection.model for collection in COLLECTIONS}
 NOT_IN_THE_MART = {"analysis_days", "analysis_evaluations", "analysis_reports", "schema_version"}
-NOT_IN_THE_MART |= {"users", "device_keys", "audit_log"}  # for administrators only
+NOT_IN_THE_MART |= {"users", "device_keys", "audit_log", "server_rules", "strategy_state"}  # for administrators only
 
 PYTHON = {
     Type.TEXT: str, Type.DOUBLE: float, Type.BIGINT: int, Type.BOOLEAN: bool, Type.TIME: datetime, Type.JSON: str,
@@ -179,7 +179,7 @@ def test_other_tables_need_a_higher_layout() -> None:
     """Where this fails: raise LAYOUT in visualization/mart/tables.py, so that every mart is made anew."""
     made_of = [(t.name, t.key, t.indexes, [(c.name, c.type, c.nullable) for c in t.columns]) for t in schema.ALL]
     digest = hashlib.sha256(repr((made_of, VIEWS)).encode()).hexdigest()[:16]
-    assert (LAYOUT, digest) == (1, "dea98bfd4699c818")
+    assert (LAYOUT, digest) == (2, "5ffd21526bdf2e72")
 
 
 @pytest.mark.parametrize(

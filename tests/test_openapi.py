@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from jsonschema_rs import Draft202012Validator, ValidationError
 
+from config.settings import PROJECT
 from global_server.access import guard
 from storage.access import AccessRepository
 from tests.fixtures_storage import Mongo
@@ -57,7 +59,10 @@ def test_the_server_does_what_its_description_says(server: Server, tmp_path: Pat
     ]  # fmt: skip
     if required:
         command += ["--header", f"Authorization: {server.http.headers['authorization']}"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)  # noqa: S603
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks"}
+    ended = subprocess.run(  # noqa: S603
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240, env=environment
+    )
     shown = f"{ended.stdout[-20_000:]}\n{ended.stderr[-2_000:]}"
     assert ended.returncode == 0, shown
     tested = re.search(r"Tested: (\d+)", ended.stdout)

@@ -183,11 +183,12 @@ class TestRetention:
     def test_follows_the_setting(self, mongo: Mongo) -> None:
         days = 86_400
         usual = {"local_models": 7 * days, "dead_letters": 30 * days, "pipeline_samples": 30 * days}
+        usual["audit_log"] = 365 * days
         assert expiries(mongo.database) == usual
         apply_schema(mongo.database, with_days(mongo, local_models=0.5, predictions=3))
         assert expiries(mongo.database) == usual | {"local_models": days // 2, "predictions": 3 * days}
         apply_schema(mongo.database, with_days(mongo, dead_letters=None, pipeline_samples=None))
-        assert expiries(mongo.database) == {"local_models": 7 * days}
+        assert expiries(mongo.database) == {"local_models": 7 * days, "audit_log": 365 * days}
         apply_schema(mongo.database, mongo.settings)
 
     @pytest.mark.servers

@@ -50,7 +50,7 @@ class Audit:
         """
         entry: dict[str, Any] = {"who": who, "action": action, "target": target, "outcome": outcome}
         entry |= {"details": details, "at": self._clock(), "address": ADDRESS.get()}
-        LOG.info("%s %s %s: %s", who, action, target, outcome)
+        LOG.info("%r %s %r: %r", who, action, target, outcome)  # quoted: none of them starts a line of its own
         if self.repository is None:
             return
         try:

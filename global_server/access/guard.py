@@ -190,7 +190,8 @@ class Guard:
             self._known.refresh(at_once=True)
         user = self._known.user(name) if self._known else None
         if not passwords.holds(password, user.password if user else None) or user is None:
-            self._audit.note(name[:100] or NOBODY, "log in", "", "refused: wrong name or password")
+            # A name that nobody has may be a password, typed into the wrong field.
+            self._audit.note(user.name if user else NOBODY, "log in", "", "refused: wrong name or password")
             raise BadCredentials("wrong name or password")
         self._audit.note(name, "log in", "")
         token, until = self.tokens.make(user.name, Role(user.role), user.generation, lasts)

@@ -137,6 +137,10 @@ ANSWERS: dict[str, Any] = {
         },
         "aggregation_rounds": 3,
         "timestamp": "2024-01-01T00:50:00Z",
+        "parent": 2,
+        "stage": "stable",
+        "share": 1.0,
+        "signature": None,
     },
     "aggregate": {"status": "success", **_ROUND},
     "status": {

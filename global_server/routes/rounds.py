@@ -2,15 +2,16 @@
 
 # No `annotations` from `__future__`: FastAPI must see the guard's own dependencies.
 
+import hashlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Header, Query, Response
 from starlette.exceptions import HTTPException
 
 from config.aggregation import Rules
-from flead.messages import Name
+from flead.messages import GlobalModel, Name
 from flead.network import Architecture
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
@@ -35,6 +36,12 @@ def existing(service: RoundService, cohort: str | None) -> str:
     if cohort and not service.knows(cohort):
         raise HTTPException(404, f"there is no cohort {cohort[:128]!r}: GET /api/status names those that there are")
     return service.resolve(cohort)
+
+
+def _etag(model: GlobalModel) -> str:
+    """What names a version in its stage, for `If-None-Match`."""
+    named = f"{model.cohort}#{model.version}#{model.stage.value}#{model.timestamp.isoformat()}"
+    return f'"{hashlib.sha256(named.encode()).hexdigest()[:32]}"'
 
 
 def _configuration(rules: Rules) -> dict[str, Any]:
@@ -62,19 +69,31 @@ def routes(
     """
     router = APIRouter(tags=["rounds"])
 
-    @router.get("/api/global-model", responses=problems(401, 403, 404, 422, 429))
+    unchanged: dict[int | str, dict[str, Any]] = {
+        304: {"description": "What `If-None-Match` names is still the newest"}
+    }
+
+    @router.get(
+        "/api/global-model", response_model=ModelAnswer, responses=problems(401, 403, 404, 422, 429) | unchanged
+    )
     def global_model(
+        response: Response,
         who: Annotated[Principal, Depends(guard.anyone)],
         cohort: CohortQuery = None,
         device_id: Annotated[
             Name | None, Query(description="whose: a canary gets what is on trial; a device's key says who asks")
         ] = None,
-    ) -> ModelAnswer:
+        if_none_match: Annotated[str | None, Header(description="an ETag: what it names is not sent again")] = None,
+    ) -> Any:
         """Give a cohort's global model: the stable one, or to a canary what is on trial."""
         name = existing(service, cohort)
         model = service.model(name, who.name if who.role is Role.DEVICE and not who.aggregator else device_id)
         if model is None:
             raise HTTPException(404, f"cohort {name!r} has no global model yet: it comes with its first round")
+        etag = _etag(model)
+        if if_none_match is not None and etag in (part.strip() for part in if_none_match.split(",")):
+            return Response(status_code=304, headers={"ETag": etag})
+        response.headers["ETag"] = etag
         summary = ModelSummary(
             architecture=model.weights.architecture,
             total_parameters=Architecture.from_message(model.weights.architecture).parameter_count,
@@ -88,6 +107,10 @@ def routes(
             summary=summary,
             aggregation_rounds=model.version,
             timestamp=model.timestamp,
+            parent=model.parent,
+            stage=model.stage,
+            share=model.share,
+            signature=model.signature,
         )
 
     @router.post("/api/aggregate", responses=problems(401, 403, 404, 409, 422, 429, 503))
