@@ -30,7 +30,7 @@ from global_server.access.passwords import hashed
 from global_server.access.roles import Role
 from global_server.access.tokens import ALGORITHM, AUDIENCE, ISSUER, Tokens, of_the_run
 from global_server.app import create_app
-from global_server.rounds import RoundService
+from global_server.telemetry import MeasuredService, Telemetry
 from storage.access import AccessRepository, AuditRepository
 from storage.rounds import RoundRepository
 from tests.fixtures_storage import Mongo, wait_until
@@ -78,9 +78,10 @@ def serving(mongo: Mongo, *, access: str = "required", site: str | None = None, 
     audit = Audit(log)
     limits = {"logins_per_minute": 1_000} | settings
     guard = Guard(audit, ServerSettings(access=access, **limits), repository, SECRET)
-    service = RoundService(RoundRepository(mongo.database), AggregationSettings(), publish)
+    service = MeasuredService(RoundRepository(mongo.database), AggregationSettings(), publish)
+    service.telemetry = Telemetry()
     service.load()
-    with live(create_app(service, guard=guard, audit=audit, site=site)) as http:
+    with live(create_app(service, guard=guard, audit=audit, telemetry=service.telemetry, site=site)) as http:
         yield Server(http, repository, log)
 
 
@@ -426,19 +427,29 @@ def test_open_access_is_for_this_machine_and_no_page_of_another_site(mongo: Mong
 def test_health_and_figures(server: Server) -> None:
     assert server.http.get("/healthz").json() == server.http.get("/readyz").json() == {"status": "ok"}
     admin = server.token("admin")
-    server.send("a", admin)
+    server.http.post("/api/aggregate", headers=admin)
+    for device, metadata in (("a", {}), ("a", {}), ("b", {"base_version": 7})):
+        server.send(device, admin, metadata=metadata)
     server.http.get("/nowhere/at/all")
     answer = server.http.get("/metrics", headers=admin)
     assert answer.headers["content-type"].startswith("text/plain")
     for line in (
-        'flead_requests_total{method="POST",route="/api/local-update",status="200"} 1.0',
+        'flead_requests_total{method="POST",route="/api/local-update",status="200"} 2.0',
+        'flead_updates_total{outcome="accepted",reason=""} 1.0',
+        'flead_updates_total{outcome="duplicate",reason=""} 1.0',
+        'flead_updates_total{outcome="refused",reason="bad_update"} 1.0',
+        "flead_rounds_total 0.0",
         'flead_requests_total{method="GET",route="other",status="404"} 1.0',
         'flead_pending_updates{cohort="default"} 1.0',
         'flead_up{part="mongodb"} 1.0',
         'flead_up{part="kafka"} 0.0',
     ):
         assert line in answer.text.splitlines(), line
-    assert 'flead_request_seconds_bucket{le="0.5",route="/api/local-update"} 1.0' in answer.text
+    assert 'flead_request_seconds_count{route="/api/local-update"} 3.0' in answer.text
+    server.http.post("/api/aggregate", headers=admin)
+    again = server.http.get("/metrics", headers=admin).text.splitlines()
+    assert {"flead_rounds_total 1.0", 'flead_model_version{cohort="default"} 1.0'} <= set(again)
+    assert "flead_round_seconds_count 1.0" in again
 
 
 def test_prometheus_has_a_token_of_its_own(mongo: Mongo) -> None:
