@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 from config.settings import Settings
 from flead.errors import Unavailable
 from flink.rest import FlinkRest
+from global_server.access.tokens import SECRET_FILE, of_the_run
 from orchestration.files import write_atomically
 from orchestration.monitor import Monitor
 from orchestration.producing import Progress
@@ -26,6 +28,7 @@ from orchestration.supervision import State, Supervisor
 from storage.archive import ArchiveRepository
 from storage.connection import connect, open_database
 from storage.documents import PipelineSample
+from storage.reader import kept_secret
 from storage.samples import SampleRepository
 from visualization.mart import server as postgres
 from visualization.mart.lag import lag_of
@@ -75,7 +78,9 @@ class Watcher:
         self._produce_file.unlink(missing_ok=True)  # an earlier run's
         with ExitStack() as stack:
             self._flink = stack.enter_context(FlinkRest(settings.flink.url, timeout_s=2.0))
-            self._http = stack.enter_context(httpx.Client(timeout=2.0))
+            certificate = settings.server.tls_certificate
+            verify = ssl.create_default_context(cafile=certificate) if certificate else True
+            self._http = stack.enter_context(httpx.Client(timeout=2.0, verify=verify))
             client = stack.enter_context(connect(settings.mongodb))
             database = open_database(client, settings.mongodb)
             self._archive, self._samples = ArchiveRepository(database), SampleRepository(database)
@@ -151,11 +156,18 @@ class Watcher:
         if self.status.job.get("state") != "RUNNING":
             raise Unavailable(f"the job is {self.status.job.get('state', 'not submitted yet')}")
 
+    def _credentials(self) -> dict[str, str]:
+        """What shows the server who asks: we read the same run folder. The server makes the secret at its start."""
+        secret = self._settings.run_dir / SECRET_FILE
+        if self._settings.server.access == "open" or not secret.exists():
+            return {}
+        return {"Authorization": f"Bearer {of_the_run(kept_secret(secret))}"}
+
     def server_status(self) -> dict[str, Any]:
         """What the global server says of itself; raises `Unavailable` where it says nothing."""
         url = f"{self._settings.server.url}/api/status"
         try:
-            answer = self._http.get(url)
+            answer = self._http.get(url, headers=self._credentials())
             answer.raise_for_status()
             return dict(answer.json())
         except (httpx.HTTPError, ValueError) as error:
