@@ -98,9 +98,11 @@ class UpdateFeed(threading.Thread):
                 now = self._clock()
                 records = [message for message in messages if message.error() is None]
                 read = [self._read(record.value(), now) for record in records]
-                if stored and stored.result():
-                    _commit(consumer, last)
-                last, stored = messages, store.submit(self._until_done, records, read, now)
+                done = stored.result() if stored else False
+                earlier, last = last, messages
+                stored = store.submit(self._until_done, records, read, now)
+                if done:  # while the next ones are stored
+                    _commit(consumer, earlier)
             if stored and stored.result():
                 _commit(consumer, last)
 

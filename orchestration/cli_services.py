@@ -125,6 +125,8 @@ def serve(
     run_dir: RunDir = None,
 ) -> None:
     """Run the global server alone: with the embedded MongoDB unless mongodb.uri is set; Kafka may come later."""
+    # Before NumPy is loaded: rounds are small, and threads that wait for the next one take a whole core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fastapi import FastAPI
 
     from data.positions import read_positions

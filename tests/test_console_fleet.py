@@ -171,11 +171,11 @@ def test_a_cohort_with_other_sensors_than_its_name_says() -> None:
 def test_figures() -> None:
     fleet = fleet_of(*(prediction(at=NOW + n / 10) for n in range(50)), alert(at=NOW))
     letter = {"reason": "bad_time", "source": {}}
-    fleet.take([Record(Kind.DEAD_LETTER, json.dumps(letter).encode(), NOW), Record(Kind.UPDATE, None, NOW)])
+    fleet.take([Record(Kind.DEAD_LETTER, json.dumps(letter).encode(), NOW)])
     figures = fleet.figures(NOW + 5)
     assert figures["per_second"]["prediction"] == 10
     assert figures["last_minute"] | {"prediction": 0} == {
-        "prediction": 0, "alert": 1, "round": 0, "update": 1, "dead_letter": 1,
+        "prediction": 0, "alert": 1, "round": 0, "dead_letter": 1,
     }  # fmt: skip
     assert figures["latency_ms"]["p50"] == pytest.approx(20, rel=0.08)
     assert figures["reasons"] == {"bad_time": 1}

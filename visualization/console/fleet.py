@@ -59,7 +59,6 @@ class Kind(StrEnum):
     PREDICTION = "prediction"
     ALERT = "alert"
     ROUND = "round"
-    UPDATE = "update"
     DEAD_LETTER = "dead_letter"
 
 
