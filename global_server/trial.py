@@ -7,6 +7,9 @@ from datetime import datetime, timedelta
 
 from flead.rollout import Judgement, Rollout, is_canary, judge
 
+PATIENCE = 4
+"""Reports of each other device, on average, after which a canary's silence is taken as it is."""
+
 
 @dataclass(slots=True)
 class Trial:
@@ -18,6 +21,8 @@ class Trial:
         device → its error before, of those that report any; who joins later has nothing to be compared with
     canaries, controls:
         device → its newest error since, with the canary and without it
+    heard:
+        how often controls said something since
     """
 
     cohort: str
@@ -27,6 +32,7 @@ class Trial:
     before: dict[str, float]
     canaries: dict[str, float] = field(default_factory=dict)
     controls: dict[str, float] = field(default_factory=dict)
+    heard: int = 0
 
     def hear(self, device_id: str, base_version: int | None, loss: float) -> None:
         """Take in what a device says of its errors since the version that it began from."""
@@ -36,10 +42,13 @@ class Trial:
             self.canaries[device_id] = loss
         elif not is_canary(device_id, self.cohort, self.version, self.share):
             self.controls[device_id] = loss
+            self.heard += 1
 
     def judge(self, rollout: Rollout, now: datetime) -> Judgement:
         """Judge it by what has been said."""
         expected = sum(is_canary(name, self.cohort, self.version, self.share) for name in self.before)
         pairs = [[(self.before[name], loss) for name, loss in said.items()] for said in (self.canaries, self.controls)]
-        overdue = now - self.since >= timedelta(seconds=rollout.limit_s)
+        # Canaries that are silent while the others spoke several times over will not speak sooner for waiting.
+        silent = self.heard >= PATIENCE * max(1, len(self.before) - expected)
+        overdue = silent or now - self.since >= timedelta(seconds=rollout.limit_s)
         return judge(pairs[0], pairs[1], expected, rollout, overdue=overdue)

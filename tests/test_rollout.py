@@ -204,6 +204,17 @@ class TestTheRollout:
             (made,) = fleet.round(loss=lambda _: float("nan"))
             assert made.stage is Stage.STABLE
 
+    def test_canaries_that_fall_silent_do_not_keep_the_others_waiting(self, fleet: Fleet) -> None:
+        fleet.round()
+        fleet.round()
+        others = sorted(set(DEVICES) - fleet.canaries())
+        for _ in range(4):
+            fleet.send(devices=others)
+            fleet.service.versions.judge_due(fleet.now)
+        stored = fleet.mongo.database.global_model.find_one({"round": 2})
+        assert stored is not None
+        assert (stored["stage"], stored["verdict"]) == ("rolled_back", "no canary reported in time")
+
     def test_a_round_on_demand_takes_the_place_of_the_canary(self, fleet: Fleet) -> None:
         fleet.round()
         fleet.round()
