@@ -51,6 +51,7 @@ class ModelAnswer(BaseModel):
     stage: Stage
     share: float = Field(description="of the devices, where it is a canary; else 1")
     signature: str | None = Field(description="the server's, Ed25519 over what `flead.signatures` says; base64")
+    control: list[float] | None = Field(description="SCAFFOLD: the fleet's control variate; null: no such strategy")
 
 
 class RoundAnswer(BaseModel):

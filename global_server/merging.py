@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from config.aggregation import Rules
 from flead import network
 from flead.defence import Reputation, Verdict, inspect, should_quarantine
-from flead.federation import Merge, Updates
+from flead.federation import Merge, Scaffold, Updates
 from flead.messages import GlobalModel, WeightsMessage
 from flead.network import Architecture, Vector
 from flead.privacy import Spent, private_mean
@@ -103,6 +103,7 @@ def gather(cohort: Cohort, parts: Sequence[Pending]) -> Updates:
     previous = cohort.thetas.get(cohort.model.version) if cohort.model else None
     models = np.stack([part.latest.theta for part in parts])
     began = [part.latest.base_version or 0 for part in parts]
+    controls = [part.latest.control for part in parts if part.latest.control is not None]
     bases = None
     if previous is not None:
         bases = np.stack([cohort.thetas.get(version, previous) for version in began])
@@ -112,6 +113,7 @@ def gather(cohort: Cohort, parts: Sequence[Pending]) -> Updates:
         previous=previous,
         staleness=np.array([max(0, cohort.version - version) for version in began], dtype=np.float64),
         bases=bases,
+        controls=np.stack(controls) if len(controls) == len(parts) else None,
     )
 
 
@@ -150,7 +152,11 @@ def _merged(
         return Merge(_reference(cohort, previous, aids), shares, dict(aids.state))
     chosen = verdict.of_kept(updates)
     if not rules.privacy.enabled:
-        merge = rules.strategy.merge(chosen, aids.state)
+        strategy = rules.strategy
+        if isinstance(strategy, Scaffold):
+            heard = len(chosen) / max(len(cohort.accepted), len(chosen))
+            strategy = strategy.model_copy(update={"participation": heard})
+        merge = strategy.merge(chosen, aids.state)
         shares[verdict.kept] = merge.shares
         return replace(merge, shares=shares)
     spent = aids.spend(rules)

@@ -289,6 +289,12 @@ class RoundService:
                 return state.model
             return canary if is_canary(device_id, cohort, canary.version, canary.share) else state.model
 
+    def control(self, cohort: str) -> Vector | None:
+        """Read the fleet's control variate, where the cohort's strategy is SCAFFOLD and a round left one."""
+        if self.rules(cohort).strategy.name != "scaffold":
+            return None
+        return self._repository.strategy_state(cohort, "scaffold").get("control")
+
     def history(self, cohort: str, limit: int = 1_000, *, devices: bool = True) -> list[dict[str, Any]]:
         """Read the newest rounds from MongoDB, oldest first; their devices where asked for."""
         return self._repository.history(cohort, limit, devices=devices)

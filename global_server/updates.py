@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from flead import network
 from flead.errors import BadUpdate, Reason
 from flead.messages import LocalUpdate, Name
+from flead.network import Vector
 from storage.rounds import Update
 
 MAX_PARAMETERS = 40_000
@@ -66,6 +67,7 @@ def read_update(message: LocalUpdate, now: datetime, max_norm: Callable[[str], f
         sensors=_sensors(message),
         devices=_devices(message),
         loss=_loss(message),
+        control=_control(message, theta.size),
     )
 
 
@@ -104,6 +106,18 @@ def _loss(message: LocalUpdate) -> float | None:
     if not isinstance(value, float | int) or isinstance(value, bool):
         return None
     return float(value) if 0 <= value < 1e300 else None  # neither does NaN pass
+
+
+def _control(message: LocalUpdate, size: int) -> Vector | None:
+    """Read how the device's control variate changed (SCAFFOLD), (size,); None where it does not say."""
+    given = message.metadata.get("control")
+    if given is None:
+        return None
+    sound = isinstance(given, list) and len(given) == size and all(type(one) in (int, float) for one in given)
+    control = np.array(given, dtype=np.float64) if sound else np.full(1, np.nan)
+    if not np.isfinite(control).all():
+        raise BadUpdate(f"metadata.control: must be {size} finite numbers, one for each parameter", Reason.WRONG_TYPE)
+    return control
 
 
 def _count(message: LocalUpdate, name: str) -> int | None:

@@ -118,6 +118,7 @@ class LocalModel(_Document):
     sensors: list[Name] | None = field("what the network's inputs are made of; null: it did not say", default=None)
     devices: int = field("whose weighted mean it is: 1, or more of an edge's or a shard's", "devices", ge=1, default=1)
     loss: float | None = field("mean error with that round's model; null: unknown", "standard deviations", default=None)
+    control: list[float] | None = field("SCAFFOLD: how its control variate changed, by parameter", default=None)
     round: Count | None = field("the round that used it; null: pending; 0: none will, its model was taken back")
 
 

@@ -34,8 +34,8 @@ class Update:
     """A validated local update.
 
     `theta` is (parameter_count,), the weighted mean of so many `devices`; `samples_seen` the device's training counter,
-    `base_version` the round it began from, `sensors` the names its inputs are made of and `loss` its mean error since
-    (standard deviations), None where it did not say.
+    `base_version` the round it began from, `sensors` the names its inputs are made of, `loss` its mean error since
+    (standard deviations) and `control` how its control variate changed, (parameter_count,); None where it did not say.
     """
 
     device_id: str
@@ -50,6 +50,7 @@ class Update:
     sensors: tuple[str, ...] | None = None
     devices: int = 1
     loss: float | None = None
+    control: Vector | None = None
 
     @property
     def key(self) -> str:
@@ -383,6 +384,7 @@ def _to_document(update: Update) -> Document:
         "sensors": None if update.sensors is None else list(update.sensors),
         "devices": update.devices,
         "loss": update.loss,
+        "control": None if update.control is None else update.control.tolist(),
         "round": _PENDING,
     }
 
@@ -397,7 +399,9 @@ def _from_document(document: Document) -> Update:
     }
     named = document.get("sensors")  # documents of earlier versions have none
     sensors = None if named is None else tuple(named)
+    control = document.get("control")
     same |= {"devices": document.get("devices") or 1, "loss": document.get("loss")}
+    same["control"] = None if control is None else np.array(control, dtype=np.float64)
     return Update(timestamp=timestamp, theta=theta, architecture=architecture, sensors=sensors, **same)
 
 

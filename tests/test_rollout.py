@@ -355,6 +355,22 @@ class TestTheRules:
         fleet.service.change_rules("default", None, "ada", fleet.now)
         assert fleet.service.rules("default").strategy.name == "fedavg"
 
+    def test_scaffold_takes_devices_controls_and_gives_the_fleets(self, fleet: Fleet) -> None:
+        scaffold = RulesPatch.model_validate({"strategy": {"name": "scaffold"}})
+        fleet.service.change_rules("default", scaffold, "ada", fleet.now)
+        assert fleet.service.control("default") is None
+        change = [0.5] * SIZES.parameter_count
+        assert fleet.send(devices=DEVICES[:5], control=change) == [Accepted.NEW] * 5
+        fleet.send(devices=DEVICES[:5], control=change)  # of two before a round, both count
+        fleet.restart()
+        fleet.service.aggregate("default", fleet.now)
+        control = fleet.service.control("default")
+        assert control is not None
+        np.testing.assert_allclose(control, 1.0)
+        (refused,) = fleet.send(devices=["d9"], control=[1.0])
+        assert isinstance(refused, BadUpdate)
+        assert "metadata.control" in refused.detail
+
     def test_what_is_named_twice_is_merged_and_what_cannot_be_is_refused(self, fleet: Fleet) -> None:
         for rollout in ({"share": 0.2}, {"tolerance": 0.5}):
             fleet.service.change_rules(None, RulesPatch(rollout=rollout), "ada", fleet.now)

@@ -141,6 +141,7 @@ ANSWERS: dict[str, Any] = {
         "stage": "stable",
         "share": 1.0,
         "signature": None,
+        "control": None,
     },
     "aggregate": {"status": "success", **_ROUND},
     "status": {

@@ -94,6 +94,7 @@ def routes(
         if if_none_match is not None and etag in (part.strip() for part in if_none_match.split(",")):
             return Response(status_code=304, headers={"ETag": etag})
         response.headers["ETag"] = etag
+        control = service.control(name)
         summary = ModelSummary(
             architecture=model.weights.architecture,
             total_parameters=Architecture.from_message(model.weights.architecture).parameter_count,
@@ -111,6 +112,7 @@ def routes(
             stage=model.stage,
             share=model.share,
             signature=model.signature,
+            control=None if control is None else control.tolist(),
         )
 
     @router.post("/api/aggregate", responses=problems(401, 403, 404, 409, 422, 429, 503))

@@ -138,7 +138,7 @@ SOURCES: tuple[Source, ...] = (
         },
         left_out=("payload_base64",),
     ),
-    Source("local_models", left_out=("weights", "sensors")),
+    Source("local_models", left_out=("weights", "sensors", "control")),
     Source(
         "global_model",
         (
