@@ -176,8 +176,10 @@ class Cohort:
     def remember(self, model: GlobalModel) -> None:
         """Keep a version's parameters, and forget the oldest."""
         self.thetas[model.version] = network.from_message(model.weights)[0]
+        stable = self.model.version if self.model else 0
         for version in sorted(self.thetas)[:-REMEMBERED]:
-            del self.thetas[version]
+            if version != stable:
+                del self.thetas[version]
 
     def announcements(self) -> Sequence[GlobalModel]:
         """What is to be published: the stable model before what became of the canary."""

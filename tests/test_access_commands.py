@@ -30,7 +30,7 @@ from storage.access import AccessRepository, AuditRepository
 from storage.connection import connect, open_database
 from storage.embedded import embedded_mongod
 from tests.fixtures_cli import Flead
-from tests.test_global_server_app import listening
+from tests.fixtures_http import listening
 
 servers = pytest.mark.servers
 PASSWORD = "correct horse battery"  # noqa: S105

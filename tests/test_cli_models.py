@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from config.aggregation import AggregationSettings
@@ -24,7 +22,8 @@ from global_server.backups import Backups
 from global_server.rounds import RoundService
 from storage.rounds import RoundRepository
 from tests.fixtures_cli import Flead
-from tests.fixtures_storage import Mongo, wait_until
+from tests.fixtures_http import live
+from tests.fixtures_storage import Mongo
 
 pytestmark = pytest.mark.servers
 SIZES = Architecture(2, (3,), 1)
@@ -39,21 +38,12 @@ def server(mongo: Mongo, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     )
     service.load()
     app = create_app(service, public_key=public_text(key.public_key()))
-    port = free_port()
-    monkeypatch.setenv("FLEAD_SERVER__PORT", str(port))
-    running = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="off", log_level="warning"))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    try:
-        wait_until(lambda: running.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            for value in (1.0, 2.0, 3.0):
-                make_a_round(client, value)
-                service.publish_pending()
-            yield client
-    finally:
-        running.should_exit = True
-        thread.join()
+    with live(app) as url, httpx.Client(base_url=url) as client:
+        monkeypatch.setenv("FLEAD_SERVER__PORT", url.rpartition(":")[2])
+        for value in (1.0, 2.0, 3.0):
+            make_a_round(client, value)
+            service.publish_pending()
+        yield client
 
 
 def make_a_round(client: httpx.Client, value: float) -> None:

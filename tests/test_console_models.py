@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 from pydantic import SecretStr
 from starlette.requests import Request
 
@@ -29,7 +27,8 @@ from storage.connection import connect, open_database
 from storage.embedded import Mongod
 from storage.schema import apply_schema
 from tests.fixtures_browser import OpenPage
-from tests.fixtures_storage import Mongo, wait_until
+from tests.fixtures_http import live
+from tests.fixtures_storage import Mongo
 from tests.test_console_pages import BROWSER, HOSTILE, expect
 from tests.test_rollout import Fleet
 from visualization.console.desk import Person
@@ -92,16 +91,8 @@ def served(mongod: Mongod, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         guard = Guard(audit, ServerSettings(access="required"), users, SecretStr("a secret of thirty-two characters"))
         app = create_app(fleet.service, guard=guard, audit=audit, site="/console")
         settings = Settings(run_dir=tmp_path_factory.mktemp("models"), kafka=kafka)
-        with mount_console(app, fleet.service, guard, audit, settings, {}):
-            server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning"))
-            thread = threading.Thread(target=server.run)
-            thread.start()
-            try:
-                wait_until(lambda: server.started)
-                yield Served(f"http://127.0.0.1:{server.config.port}", fleet, users, guard, log)
-            finally:
-                server.should_exit = True
-                thread.join()
+        with mount_console(app, fleet.service, guard, audit, settings, {}), live(app) as url:
+            yield Served(url, fleet, users, guard, log)
         client.drop_database(mongodb.database)
 
 

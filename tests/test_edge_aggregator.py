@@ -18,7 +18,6 @@ import httpx
 import msgpack
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from config.aggregation import AggregationSettings
@@ -36,6 +35,7 @@ from flead.partial import Part
 from global_server.app import create_app as create_global_server
 from global_server.rounds import RoundService
 from storage.rounds import RoundRepository
+from tests.fixtures_http import live
 from tests.fixtures_storage import Mongo, wait_until
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -55,20 +55,6 @@ def body(device: int, minute: int = 0, **fields: Any) -> dict[str, Any]:
         "timestamp": (NOW + timedelta(minutes=minute)).isoformat(),
         "metadata": {"cohort": "light", "samples_seen": 10 * (device + 1) * (minute + 1), "base_version": 0},
     } | fields
-
-
-@contextmanager
-def live(app: FastAPI) -> Iterator[str]:
-    """A real server on a free port: its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), lifespan="off", log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.config.port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @contextmanager

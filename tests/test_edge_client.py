@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,11 +10,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from config.aggregation import AggregationSettings
-from config.child import free_port
 from edge.client import Encoding, FederationClient, ReceivedModel, RefusedUpdate
 from flead import network
 from flead.errors import BadCredentials, BadInput, BadModel, BadUpdate, Forbidden, ForgedModel, TooOften, Unavailable
@@ -25,7 +22,8 @@ from flead.signatures import sign
 from global_server.app import create_app
 from global_server.rounds import RoundService
 from storage.rounds import RoundRepository
-from tests.fixtures_storage import Mongo, wait_until
+from tests.fixtures_http import live
+from tests.fixtures_storage import Mongo
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 ARCHITECTURE = Architecture(2, (3,), 1)
@@ -43,15 +41,8 @@ def url(mongo: Mongo) -> Iterator[str]:
     service = RoundService(RoundRepository(mongo.database), AggregationSettings(min_devices=100), publish, key=KEY)
     service.load()
     app = create_app(service, clock=lambda: NOW)
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), lifespan="off", log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.config.port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with live(app) as address:
+        yield address
 
 
 def send(client: FederationClient, device: str = "a", second: int = 0, **fields: Any) -> str:

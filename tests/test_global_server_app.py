@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -26,7 +25,8 @@ from global_server.bodies import MAX_BODY
 from global_server.rounds import RoundService
 from storage.connection import connect, open_database
 from storage.rounds import RoundRepository
-from tests.fixtures_storage import Mongo, wait_until
+from tests.fixtures_http import listening
+from tests.fixtures_storage import Mongo
 
 pytestmark = pytest.mark.servers
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -43,21 +43,6 @@ def body(device: str = "a", value: float = 1.0, **fields: Any) -> dict[str, Any]
         "architecture": {"input_size": 2, "hidden_sizes": [], "output_size": 1},
     }
     return {"device_id": device, "weights": weights, "sample_count": 10, "timestamp": "2024-05-31T00:00:00Z"} | fields
-
-
-@contextmanager
-def listening(config: uvicorn.Config) -> Iterator[int]:
-    """A real server on a free port, which is returned."""
-    config.port, config.lifespan = free_port(), "off"
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield config.port
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @contextmanager

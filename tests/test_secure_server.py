@@ -10,11 +10,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
 
 from config.aggregation import AggregationSettings, Rules
-from config.child import free_port
 from config.secure import SecureSettings
 from edge.secure import Outcome, Participation, SecureDevice
 from flead import network
@@ -32,7 +30,8 @@ from global_server.rounds import RoundService
 from global_server.routes import secure as secure_routes
 from global_server.secure import MAX_OPEN, Phase, SecureSums, Session
 from storage.rounds import RoundRepository
-from tests.fixtures_storage import Mongo, wait_until
+from tests.fixtures_http import live
+from tests.fixtures_storage import Mongo
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 SHAPE = Architecture(2, (3,), 1)
@@ -394,19 +393,6 @@ class Clock:
 
     def __call__(self) -> datetime:
         return self.now
-
-
-@contextmanager
-def live(app: FastAPI) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), lifespan="off", log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.config.port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def application(sums: SecureSums, clock: Clock) -> FastAPI:
