@@ -286,6 +286,7 @@ def one_of_each() -> dict[str, Document]:
         "local_models": {
             "_id": "a@1", "device_id": "a", "timestamp": NOON, "cohort": "c", "received_at": NOON, "weights": weights,
             "sample_count": 5, "samples_seen": 9, "base_version": None, "sensors": ["temperature"], "round": None,
+            "devices": 1, "loss": 0.25, "control": None,
         },
         "global_model": {
             "_id": "c#1", "cohort": "c", "round": 1, "timestamp": NOON, "weights": weights, "num_devices": 1,

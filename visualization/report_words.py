@@ -31,6 +31,7 @@ REASONS: Mapping[str, str] = {
     Reason.CORRUPT_ROW: "a row that cannot be read",
     Reason.BAD_UPDATE: "a model update that breaks the contract",
     Reason.BAD_MODEL: "weights that do not fit their architecture",
+    Reason.FORGED: "a global model that no trusted server signed",
 }
 """What each code of a rejected reading means."""
 
