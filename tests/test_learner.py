@@ -662,7 +662,7 @@ class TestAdoption:
 
     def test_a_stale_version_changes_nothing(self) -> None:
         learner = self.experienced()
-        assert learner.adopt(learner.theta + 1.0, 5)
+        learner.adopt(learner.theta + 1.0, 5)  # weighed, and left where it is worse
         before = learner.to_bytes()
         for version in (5, 4, 0, -1):
             assert not learner.adopt(np.zeros_like(learner.theta), version)
@@ -906,7 +906,7 @@ class TestLoss:
     def test_is_the_mean_error_since_the_last_adoption_where_that_is_later(self) -> None:
         learner = learner_of("a", "b")
         followed(learner, noise(150))
-        assert learner.adopt(learner.theta + 0.1, 1)
+        learner.adopt(learner.theta + 0.1, 1)
         said = followed(learner, noise(30, seed=2))
         assert self.told(learner) == (pytest.approx(said.error.mean()), 30)
 

@@ -298,7 +298,7 @@ class TestWhatIsRefused:
         live_run.wait(lambda s: s["counts"]["taken_up"] > taken + 300)
 
     def test_a_bad_update_poisons_nothing(self, live_run: LiveRun) -> None:
-        good = read(live_run.servers, LOCAL_UPDATES)[-1][1]
+        good = {**read(live_run.servers, LOCAL_UPDATES)[-1][1], "device_id": "bad-2"}  # no real device's counter falls
         rounds = live_run.count("rounds")
         producer = make_producer(live_run.servers)
         narrow = json.loads(json.dumps(good))
