@@ -25,6 +25,8 @@ USUAL_SPREAD = 0.2
 LEAST_SPREAD = 0.05
 CERTAINTY = 2.0
 """Standard errors by which a rise must pass the tolerance: of 40 good versions about one is taken back for nothing."""
+MANY = 10
+"""With fewer canaries a sunrise at one of them looks like a bad model: a rise is looked at twice."""
 FEWEST_CONTROLS = 3
 """Other devices that are needed to tell what changed for everybody."""
 
@@ -98,7 +100,7 @@ def share_for(devices: Iterable[str], cohort: str, version: int, share: float) -
 
 def judge(
     canaries: Sequence[tuple[float, float]], controls: Sequence[tuple[float, float]], expected: int, rollout: Rollout,
-    *, overdue: bool,
+    *, overdue: bool, looks: int = 2,
 ) -> Judgement:  # fmt: skip
     """Judge a canary by (error before, error since) of each device that reported since.
 
@@ -108,12 +110,16 @@ def judge(
         canaries that there are
     overdue:
         whether its time is over
+    looks:
+        how often each of the canaries that reported has
 
     >>> steady, worse = [(1.0, 1.0)] * 9, [(1.0, 1.6), (2.0, 3.0)]
     >>> judge(worse, steady, 2, Rollout(), overdue=False).verdict.value
     'roll_back'
     >>> judge(steady[:2], steady, 2, Rollout(), overdue=False).why
     'their errors rose by 0 % against those of 9 others'
+    >>> judge(worse, steady, 2, Rollout(), overdue=False, looks=1).verdict.value
+    'wait'
     """
     rise, spread = _rise(canaries, controls)
     found = (None if rise is None else math.expm1(rise), len(canaries), len(controls))
@@ -126,6 +132,8 @@ def judge(
         return Judgement(Verdict.ROLL_BACK, "no canary reported in time", *found)
     why = f"their errors rose by {100 * math.expm1(rise):.0f} % against those of {len(controls)} others"
     worse = rise > math.log1p(rollout.tolerance) + CERTAINTY * spread
+    if worse and looks < 2 and len(canaries) < MANY and not overdue:
+        return Judgement(Verdict.WAIT, f"{why}: they are looked at once more", *found)
     return Judgement(Verdict.ROLL_BACK if worse else Verdict.PROMOTE, why, *found)
 
 

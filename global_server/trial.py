@@ -20,9 +20,9 @@ class Trial:
     before:
         device → its error before, of those that report any; who joins later has nothing to be compared with
     canaries, controls:
-        device → its newest error since, with the canary and without it
-    heard:
-        how often controls said something since
+        device → its mean error since, with the canary and without it
+    reports:
+        device → how often it said something since
     """
 
     cohort: str
@@ -32,23 +32,29 @@ class Trial:
     before: dict[str, float]
     canaries: dict[str, float] = field(default_factory=dict)
     controls: dict[str, float] = field(default_factory=dict)
-    heard: int = 0
+    reports: dict[str, int] = field(default_factory=dict)
 
     def hear(self, device_id: str, base_version: int | None, loss: float) -> None:
         """Take in what a device says of its errors since the version that it began from."""
         if device_id not in self.before:
             return
         if base_version == self.version:
-            self.canaries[device_id] = loss
+            said = self.canaries
         elif not is_canary(device_id, self.cohort, self.version, self.share):
-            self.controls[device_id] = loss
-            self.heard += 1
+            said = self.controls
+        else:  # a canary that has not got it yet
+            return
+        count = self.reports[device_id] = self.reports.get(device_id, 0) + 1
+        known = said.get(device_id, 0.0)
+        said[device_id] = known + (loss - known) / count
 
     def judge(self, rollout: Rollout, now: datetime) -> Judgement:
         """Judge it by what has been said."""
         expected = sum(is_canary(name, self.cohort, self.version, self.share) for name in self.before)
         pairs = [[(self.before[name], loss) for name, loss in said.items()] for said in (self.canaries, self.controls)]
         # Canaries that are silent while the others spoke several times over will not speak sooner for waiting.
-        silent = self.heard >= PATIENCE * max(1, len(self.before) - expected)
+        heard = sum(self.reports.get(name, 0) for name in self.controls)
+        silent = heard >= PATIENCE * max(1, len(self.before) - expected)
         overdue = silent or now - self.since >= timedelta(seconds=rollout.limit_s)
-        return judge(pairs[0], pairs[1], expected, rollout, overdue=overdue)
+        looks = min((self.reports.get(name, 0) for name in self.canaries), default=0)
+        return judge(pairs[0], pairs[1], expected, rollout, overdue=overdue, looks=looks)
