@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,9 @@ from flead.errors import Unavailable
 from kafka.client import make_consumer
 from kafka.connection import REQUEST_TIMEOUT_S, translated
 
+_SETTLING = {
+    KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE,
+}  # fmt: skip
 _NO_GROUP = "flead-offsets"
 """Asks where topics begin and end: it joins nothing and commits nothing."""
 
@@ -47,7 +51,7 @@ class Offsets:
         """Ask where a group will continue; partitions that it never committed are left out."""
         wanted = [TopicPartition(topic, number) for number in self.partitions(topic)]
         with self._asking(f"asking where {group} is", group) as consumer:
-            found = _checked(consumer.committed(wanted, timeout=self._limit_s))
+            found = self._settled(consumer, wanted)
         return {item.partition: item.offset for item in found if item.offset >= 0}
 
     def lag(self, group: str, topic: str) -> dict[int, int]:
@@ -65,6 +69,17 @@ class Offsets:
         if topic not in known:
             raise Unavailable(f"Kafka at {self.servers} has no topic {topic}: run ensure_topics (`flead up`)")
         return sorted(known[topic].partitions)
+
+    def _settled(self, consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
+        """Ask what is committed, again where the broker has yet to read what its groups committed: it just started."""
+        deadline = time.monotonic() + self._limit_s
+        while True:
+            try:
+                return _checked(consumer.committed(wanted, timeout=self._limit_s))
+            except KafkaException as error:
+                if error.args[0].code() not in _SETTLING or time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.05)
 
     @contextmanager
     def _asking(self, doing: str, group: str = _NO_GROUP) -> Iterator[Consumer]:
