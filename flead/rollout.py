@@ -132,6 +132,8 @@ def judge(
         return Judgement(Verdict.ROLL_BACK, "no canary reported in time", *found)
     why = f"their errors rose by {100 * math.expm1(rise):.0f} % against those of {len(controls)} others"
     worse = rise > math.log1p(rollout.tolerance) + CERTAINTY * spread
+    if not worse and rise > math.log1p(rollout.tolerance):
+        why += ", which is no more than errors scatter by at the moment"
     if worse and looks < 2 and len(canaries) < MANY and not overdue:
         return Judgement(Verdict.WAIT, f"{why}: they are looked at once more", *found)
     return Judgement(Verdict.ROLL_BACK if worse else Verdict.PROMOTE, why, *found)
