@@ -7,7 +7,6 @@ stored, which is mostly waiting for MongoDB, the next one is read.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -18,6 +17,7 @@ from confluent_kafka import Consumer, KafkaException, Message
 
 from flead.errors import BadInput, BadUpdate, Reason, Unavailable
 from flead.messages import DeadLetter, LocalUpdate, Source
+from global_server.following import RETRY_S, Follower
 from global_server.publisher import DELIVERY_S, deliver
 from global_server.rounds import RoundService
 from kafka.client import make_consumer, make_producer
@@ -32,13 +32,12 @@ GROUP = "flead-global-server"
 BATCH = 500
 WAIT_S = 0.1
 """How long a batch may take to fill, s: a lone update waits so long."""
-RETRY_S = 1.0
 
 # While MongoDB is away we hold on to a batch and do not poll; the group should not count us as dead for it.
 _MAX_POLL_INTERVAL_MS = 3_600_000
 
 
-class UpdateFeed(threading.Thread):
+class UpdateFeed(Follower):
     """Consumes local updates until it is stopped, whatever happens to Kafka or MongoDB meanwhile.
 
     Parameters
@@ -55,32 +54,14 @@ class UpdateFeed(threading.Thread):
         group: str = GROUP,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        super().__init__(name="update-feed", daemon=True)
+        super().__init__("update-feed")
         self.service = service
         self.servers = servers
         self.group = group
         self._clock = clock
-        self._stopping = threading.Event()
         self._producer = make_producer(servers, **{"delivery.timeout.ms": int(DELIVERY_S * 1000)})
 
-    def stop(self) -> None:
-        """End after the batch at hand."""
-        self._stopping.set()
-        if self.is_alive():
-            self.join(15.0)
-
-    def run(self) -> None:
-        """Consume; start over after anything unforeseen."""
-        while not self._stopping.is_set():
-            try:
-                self._consume()
-            except Unavailable as error:
-                LOG.warning("the update feed starts over: %s", error)
-            except Exception:
-                LOG.exception("the update feed starts over")
-            self._stopping.wait(RETRY_S)
-
-    def _consume(self) -> None:
+    def _follow(self) -> None:
         overrides: dict[str, Any] = {
             "max.poll.interval.ms": _MAX_POLL_INTERVAL_MS,
             "fetch.queue.backoff.ms": 10,  # with a second, its default, nothing comes for half of the time

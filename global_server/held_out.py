@@ -7,7 +7,6 @@ trusted. Nothing is trained on them here.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -19,19 +18,18 @@ import numpy as np
 from confluent_kafka import TopicPartition
 
 from flead.defence import losses_on
-from flead.errors import BadReading, Unavailable
+from flead.errors import BadReading
 from flead.evaluation import Series, examples_of
 from flead.learner_config import LearnerConfig
 from flead.messages import ReadingLimits, cohort_of, parse_reading
 from flead.network import Architecture, Vector
 from flead.state import architecture_of
 from flead.training import Examples
+from global_server.following import Follower
 from kafka.client import make_consumer
 from kafka.connection import translated
 from kafka.offsets import Offsets
 from kafka.topics import READINGS
-
-LOG = logging.getLogger(__name__)
 
 FEWEST = 100
 """Examples without which nothing is said about a model."""
@@ -41,7 +39,6 @@ BACKLOG = 50_000
 """Records of each partition, before its end, that are looked through at the start."""
 BATCH = 1_000
 WAIT_S = 0.5
-RETRY_S = 1.0
 _GROUP = "flead-held-out"
 """It joins nothing and commits nothing."""
 
@@ -151,7 +148,7 @@ def _known(examples: Examples) -> Examples:
     return examples[np.flatnonzero(examples.weights.any(axis=1))]
 
 
-class HeldOut(threading.Thread):
+class HeldOut(Follower):
     """Follows the reference devices' readings until it is stopped, whatever happens to Kafka meanwhile.
 
     Partitions that are added to the topic are followed after the next start.
@@ -170,37 +167,16 @@ class HeldOut(threading.Thread):
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        super().__init__(name="held-out", daemon=True)
+        super().__init__("held-out")
         self.servers = servers
         self.readings = readings
         self._limits = limits
         self._clock = clock
         self._names = {name.encode() for name in readings.devices}
-        self._stopping = threading.Event()
 
     def losses(self, cohort: str, models: Vector, architecture: Architecture) -> Vector | None:
         """Judge models on what is held out, see `HeldOutReadings.losses`."""
         return self.readings.losses(cohort, models, architecture)
-
-    def stop(self) -> None:
-        """End after the batch at hand."""
-        self._stopping.set()
-        if self.is_alive():
-            self.join(15.0)
-
-    def run(self) -> None:
-        """Follow; start over after anything unforeseen."""
-        last_trouble = ""
-        while not self._stopping.is_set():
-            try:
-                self._follow()
-            except Unavailable as error:
-                if str(error) != last_trouble:
-                    LOG.warning("held-out readings are looked for again and again: %s", error)
-                last_trouble = str(error)
-            except Exception:
-                LOG.exception("held-out readings are looked for again")
-            self._stopping.wait(RETRY_S)
 
     def _follow(self) -> None:
         offsets = Offsets(self.servers)

@@ -25,7 +25,7 @@ from global_server.merging import Aids, Judge, make_round
 from global_server.quarantine import Quarantine
 from global_server.updates import read_update
 from global_server.versions import Versions
-from storage.rounds import RoundRepository, Update
+from storage.rounds import RoundRepository, Update, as_kept
 
 LOG = logging.getLogger(__name__)
 
@@ -165,9 +165,7 @@ class RoundService:
             if state is None or not state.pending:
                 return None
             rules = self.rules(cohort)
-            # MongoDB keeps milliseconds; what is published must be what is read again after a restart.
-            now = now.astimezone(UTC).replace(microsecond=now.microsecond // 1000 * 1000)
-            made = make_round(state, rules, self._aids(state, rules, memory), now)
+            made = make_round(state, rules, self._aids(state, rules, memory), as_kept(now))
             model = self._sign(state.staged(made.model, rules.rollout))
             self._repository.store_round(model, made.used, made.memo)
             memory.trust |= {trust.device_id: trust for trust in made.memo.trust}

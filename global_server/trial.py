@@ -33,6 +33,11 @@ class Trial:
     canaries: dict[str, float] = field(default_factory=dict)
     controls: dict[str, float] = field(default_factory=dict)
     reports: dict[str, int] = field(default_factory=dict)
+    picked: frozenset[str] = field(init=False)
+    """Which of the devices before are canaries: asked at every update, so it is found out once."""
+
+    def __post_init__(self) -> None:
+        self.picked = frozenset(n for n in self.before if is_canary(n, self.cohort, self.version, self.share))
 
     def hear(self, device_id: str, base_version: int | None, loss: float) -> None:
         """Take in what a device says of its errors since the version that it began from."""
@@ -40,7 +45,7 @@ class Trial:
             return
         if base_version == self.version:
             said = self.canaries
-        elif not is_canary(device_id, self.cohort, self.version, self.share):
+        elif device_id not in self.picked:
             said = self.controls
         else:  # a canary that has not got it yet
             return
@@ -50,7 +55,7 @@ class Trial:
 
     def judge(self, rollout: Rollout, now: datetime) -> Judgement:
         """Judge it by what has been said."""
-        expected = sum(is_canary(name, self.cohort, self.version, self.share) for name in self.before)
+        expected = len(self.picked)
         pairs = [[(self.before[name], loss) for name, loss in said.items()] for said in (self.canaries, self.controls)]
         # Canaries that are silent while the others spoke several times over will not speak sooner for waiting.
         heard = sum(self.reports.get(name, 0) for name in self.controls)

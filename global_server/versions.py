@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from copy import copy
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import numpy as np
 from flead import network
 from flead.errors import BadModel, Conflict, NotThere
 from flead.messages import GlobalModel, Stage
-from flead.rollout import Judgement, Verdict, is_canary
+from flead.rollout import Judgement, Verdict
 from global_server.books import Books
 from global_server.cohort import Cohort
-from storage.rounds import Memo
+from storage.rounds import Memo, as_kept
 
 LOG = logging.getLogger(__name__)
 
@@ -139,17 +140,17 @@ class Versions:
             state = self._books.memory.cohorts.get(cohort)
             if state is None or state.trial is None:
                 return None
-            trial = replace(state.trial, canaries=dict(state.trial.canaries), controls=dict(state.trial.controls))
+            trial = copy(state.trial)
+            trial.canaries, trial.controls = dict(trial.canaries), dict(trial.controls)
             rollout = self._books.rules(cohort).rollout
         found = trial.judge(rollout, now)
-        expected = sum(is_canary(name, cohort, trial.version, trial.share) for name in trial.before)
         return {
             "version": trial.version,
             "since": trial.since,
             "until": trial.since + timedelta(seconds=rollout.limit_s),
             "share": trial.share,
-            "expected": expected,
-            "others": len(trial.before) - expected,
+            "expected": len(trial.picked),
+            "others": len(trial.before) - len(trial.picked),
             "canaries": found.canaries,
             "controls": found.controls,
             "rise": found.rise,
@@ -174,9 +175,8 @@ class Versions:
             state = memory.cohorts.setdefault(backup.cohort, Cohort(backup.cohort, architecture))
             if state.architecture != architecture:
                 raise BadModel(f"cohort {backup.cohort!r} is {state.architecture}, the backup is {architecture}")
-            now = now.astimezone(UTC).replace(microsecond=now.microsecond // 1000 * 1000)
             changes: dict[str, Any] = {"version": max(state.version, backup.version) + 1, "parent": backup.version}
-            changes |= {"timestamp": now, "stage": Stage.STABLE, "share": 1.0}
+            changes |= {"timestamp": as_kept(now), "stage": Stage.STABLE, "share": 1.0}
             model = self._sign(backup.model_copy(update=changes))
             superseded = state.canary.version if state.trial and state.canary else None
             self._books.repository.store_round(model, [], Memo(superseded=superseded), use_pending=False)

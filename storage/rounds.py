@@ -118,6 +118,15 @@ class Loss:
     received_at: datetime
 
 
+def as_kept(now: datetime) -> datetime:
+    """A time as MongoDB keeps it, in UTC and milliseconds: what is published must be what is read after a restart.
+
+    >>> as_kept(datetime(2024, 1, 1, microsecond=123_456, tzinfo=UTC)).microsecond
+    123000
+    """
+    return now.astimezone(UTC).replace(microsecond=now.microsecond // 1000 * 1000)
+
+
 class RoundRepository:
     """Keeps local updates and rounds. Every method raises `Unavailable` where MongoDB does not answer."""
 
