@@ -147,7 +147,7 @@ class RoundService:
                 part if isinstance(part, BadInput) else memory.decide(part, self.rules(part.cohort), known, new)
                 for part in read
             ]
-            self._repository.add_updates(new)
+            self._repository.add_updates(new, {u.cohort: memory.cohorts[u.cohort].version + 1 for u in new})
         return outcomes
 
     def aggregate(self, cohort: str, now: datetime) -> GlobalModel | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -47,12 +48,13 @@ class Telemetry:
         )
         self.up = Gauge("flead_up", "Whether a part of the system answers.", ["part"], registry=self.registry)
 
-    def count_update(self, outcome: Accepted | BadInput) -> None:
-        """Count an update."""
-        if isinstance(outcome, BadInput):
-            self.updates.labels("refused", outcome.reason.value).inc()
-        else:
-            self.updates.labels(outcome.value, "").inc()
+    def count_updates(self, outcomes: Iterable[Accepted | BadInput]) -> None:
+        """Count updates."""
+        named = collections.Counter(
+            ("refused", o.reason.value) if isinstance(o, BadInput) else (o.value, "") for o in outcomes
+        )
+        for labels, count in named.items():
+            self.updates.labels(*labels).inc(count)
 
     def count_round(self, seconds: float) -> None:
         """Count a round."""
@@ -77,8 +79,7 @@ class MeasuredService(RoundService):
         """Take updates in order, and count them."""
         outcomes = super().accept_read(read)
         if self.telemetry:
-            for outcome in outcomes:
-                self.telemetry.count_update(outcome)
+            self.telemetry.count_updates(outcomes)
         return outcomes
 
     def aggregate(self, cohort: str, now: datetime) -> GlobalModel | None:

@@ -179,7 +179,7 @@ class Versions:
             changes |= {"timestamp": as_kept(now), "stage": Stage.STABLE, "share": 1.0}
             model = self._sign(backup.model_copy(update=changes))
             superseded = state.canary.version if state.trial and state.canary else None
-            self._books.repository.store_round(model, [], Memo(superseded=superseded), use_pending=False)
+            self._books.repository.store_round(model, [], Memo(superseded=superseded), instead_of=state.version + 1)
             self._books.load()
         LOG.info("version %d of %s is a backup of version %d (%s)", model.version, model.cohort, backup.version, who)
         return model

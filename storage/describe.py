@@ -26,7 +26,10 @@ Database `mongodb.database` (`flead`). Times are BSON dates (milliseconds, UTC).
 is written twice is there once. The validators check what is listed here and let further fields pass; a number may be
 of any numeric type. Each query listed is served by an index, which a test proves with `explain`.
 """
-_PLAIN = {str: "text", bool: "true or false", int: "whole number", float: "number", datetime: "date", Any: "anything"}
+_PLAIN = {
+    str: "text", bool: "true or false", int: "whole number", float: "number", bytes: "binary", datetime: "date",
+    Any: "anything",
+}  # fmt: skip
 
 
 def page() -> str:

@@ -104,6 +104,13 @@ class Weights(_Document):
     architecture: dict[str, Any] = field("sizes of the layers")
 
 
+class PackedWeights(_Document):
+    """A network's parameters, in one value."""
+
+    architecture: dict[str, Any] = field("sizes of the layers")
+    parameters: bytes = field("float64, little-endian: layer by layer its weights (n_in, n_out), then its biases")
+
+
 class LocalModel(_Document):
     """Local updates, pending or used by a round."""
 
@@ -111,15 +118,15 @@ class LocalModel(_Document):
     timestamp: datetime = field("event time of its last reading")
     cohort: Name = field("the device's cohort")
     received_at: datetime = field("when the server took it in")
-    weights: Weights = field("the device's network")
+    weights: PackedWeights = field("the device's network")
     sample_count: int = field("learned from since the device's previous update", "readings", ge=1)
     samples_seen: Count | None = field("the device's training counter; null: it did not say", "readings")
     base_version: Count | None = field("the round that the device began from; null: it did not say")
     sensors: list[Name] | None = field("what the network's inputs are made of; null: it did not say", default=None)
     devices: int = field("whose weighted mean it is: 1, or more of an edge's or a shard's", "devices", ge=1, default=1)
     loss: float | None = field("mean error with that round's model; null: unknown", "standard deviations", default=None)
-    control: list[float] | None = field("SCAFFOLD: how its control variate changed, by parameter", default=None)
-    round: Count | None = field("the round that used it; null: pending; 0: none will, its model was taken back")
+    control: bytes | None = field("SCAFFOLD: how its control variate changed; float64, little-endian", default=None)
+    round: Count = field("the round it goes into, pending until that is there; 0: none, its model was taken back")
 
 
 class GlobalRound(_Document):
@@ -416,12 +423,10 @@ COLLECTIONS: tuple[Collection, ...] = (
         (
             Index("device_received", {"device_id": UP, "received_at": DOWN, "timestamp": DOWN}),
             Index("cohort_round", {"cohort": UP, "round": UP, "received_at": UP}),
-            Index("pending", {"round": UP, "received_at": UP}),
         ),
         (
             Query("the newest of a device", {"device_id": VALUE}, {"received_at": DOWN, "timestamp": DOWN}),
-            Query("pending ones of a cohort", {"cohort": VALUE, "round": None}, {"received_at": UP}),
-            Query("pending ones", {"round": None}, {"received_at": UP}),
+            Query("pending ones of a cohort", {"cohort": VALUE, "round": RANGE}, {"round": UP, "received_at": UP}),
         ),
         "received_at",
     ),

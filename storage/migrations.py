@@ -18,19 +18,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
+import numpy as np
+from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 
+from flead import network
 from flead.errors import CorruptRunFolder, Unavailable
+from flead.messages import WeightsMessage
 from storage.connection import Document
+from storage.rounds import newest_rounds
+from storage.weights import packed, packed_numbers
 
 log = logging.getLogger(__name__)
 
 COLLECTION = "schema_version"
 KEY = {"_id": "schema"}
 _LEASE_S = 10.0
+_BATCH = 500
 _GONE = {26, 27}  # NamespaceNotFound, IndexNotFound
 
 
@@ -46,14 +54,43 @@ class Migration:
 def _drop_unused_indexes(database: Database[Document]) -> None:
     """Layout 0 had two indexes that no query used."""
     for collection, index in (("local_models", "device_time"), ("global_model", "time")):
-        try:
-            database[collection].drop_index(index)
-        except OperationFailure as error:
-            if error.code not in _GONE:
-                raise
+        _drop_index(database, collection, index)
 
 
-MIGRATIONS = (Migration(1, "drop the indexes that no query uses", _drop_unused_indexes),)
+def _drop_index(database: Database[Document], collection: str, index: str) -> None:
+    try:
+        database[collection].drop_index(index)
+    except OperationFailure as error:
+        if error.code not in _GONE:
+            raise
+
+
+def _name_the_round_of_updates(database: Database[Document]) -> None:
+    """Layout 1 marked updates when a round had used them, and kept their numbers as arrays."""
+    updates = database["local_models"]
+    newest = newest_rounds(database["global_model"])
+    for cohort in updates.distinct("cohort", {"round": None}):
+        pending = {"cohort": cohort, "round": None}
+        stands = {"$set": {"round": newest.get(cohort, 0) + 1}}
+        updates.update_many(pending, stands, bypass_document_validation=True)
+    _drop_index(database, "local_models", "pending")
+    arrays = updates.find({"weights.weights": {"$exists": True}}, {"weights": 1, "control": 1})
+    while batch := [_packed(found) for found in islice(arrays, _BATCH)]:
+        updates.bulk_write(batch, ordered=False, bypass_document_validation=True)
+
+
+def _packed(found: Document) -> UpdateOne:
+    theta, architecture = network.from_message(WeightsMessage.model_validate(found["weights"]))
+    changed: Document = {"weights": packed(theta, architecture)}
+    if found.get("control") is not None:
+        changed["control"] = packed_numbers(np.array(found["control"], dtype=np.float64))
+    return UpdateOne({"_id": found["_id"]}, {"$set": changed})
+
+
+MIGRATIONS = (
+    Migration(1, "drop the indexes that no query uses", _drop_unused_indexes),
+    Migration(2, "local updates name their round, and hold their numbers in one value", _name_the_round_of_updates),
+)
 VERSION = MIGRATIONS[-1].version
 """The layout that this code writes."""
 

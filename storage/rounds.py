@@ -1,7 +1,9 @@
 """Local updates and the rounds made of them.
 
-A round, the marks on the updates that went into it, and what its strategy and its defence remember are ONE
-transaction: after a crash there are all or none. So is a version's change of stage.
+An update is stored with the number of the round that it goes into, which is its cohort's next: it is pending until
+that round is there, and used from then on. So a round need not touch the updates it was made of. A round and what its
+strategy and its defence remember are ONE transaction: after a crash there is all or none. So is a version's change of
+stage.
 """
 
 from __future__ import annotations
@@ -14,17 +16,15 @@ from typing import Any
 import numpy as np
 from pymongo import DESCENDING, ReplaceOne
 from pymongo.client_session import ClientSession
+from pymongo.collection import Collection
 from pymongo.database import Database
 
 from config.aggregation import RulesPatch
-from flead import network
-from flead.messages import GlobalModel, Stage, WeightsMessage
+from flead.messages import GlobalModel, Stage
 from flead.network import Architecture, Vector
 from storage.connection import Document, ping, translated
-from storage.weights import encoded
+from storage.weights import packed, packed_numbers, unpacked, unpacked_numbers
 
-_PENDING = None
-"""`round` of an update that no round has used."""
 _DISCARDED = 0
 """`round` of an update that no round will use: it began from a version that was taken back."""
 
@@ -127,6 +127,15 @@ def as_kept(now: datetime) -> datetime:
     return now.astimezone(UTC).replace(microsecond=now.microsecond // 1000 * 1000)
 
 
+def newest_rounds(rounds: Collection[Document]) -> dict[str, int]:
+    """The number of each cohort's newest round."""
+    newest: list[Document] = [
+        {"$sort": {"cohort": 1, "round": -1}},
+        {"$group": {"_id": "$cohort", "round": {"$first": "$round"}}},
+    ]
+    return {found["_id"]: found["round"] for found in rounds.aggregate(newest)}
+
+
 class RoundRepository:
     """Keeps local updates and rounds. Every method raises `Unavailable` where MongoDB does not answer."""
 
@@ -142,11 +151,17 @@ class RoundRepository:
         """Return if the database can be written to."""
         ping(self._database)
 
-    def add_updates(self, updates: Sequence[Update]) -> None:
-        """Store pending updates; all of them must be new."""
+    def add_updates(self, updates: Sequence[Update], rounds: Mapping[str, int]) -> None:
+        """Store pending updates; all of them must be new.
+
+        Parameters
+        ----------
+        rounds:
+            cohort → the number of its next round
+        """
         if updates:
             with translated():
-                self._updates.insert_many([_to_document(update) for update in updates])
+                self._updates.insert_many([_to_document(update, rounds[update.cohort]) for update in updates])
 
     def known(self, keys: Iterable[str]) -> set[str]:
         """Find which of these updates are stored, pending or used."""
@@ -155,9 +170,15 @@ class RoundRepository:
 
     def pending(self, cohort: str | None = None) -> list[Update]:
         """Read the updates that no round has used, of one cohort or all, in the order they came."""
-        query: Document = {"round": _PENDING} | ({"cohort": cohort} if cohort is not None else {})
         with translated():
-            return [_from_document(found) for found in self._updates.find(query).sort("received_at")]
+            query = self._waiting(self._updates.distinct("cohort") if cohort is None else [cohort])
+            return [_from_document(found) for found in self._updates.find(query).sort({"round": 1, "received_at": 1})]
+
+    def _waiting(self, cohorts: Iterable[str]) -> Document:
+        """What finds the pending updates of cohorts."""
+        newest = newest_rounds(self._rounds)
+        waiting = [{"cohort": name, "round": {"$gt": newest.get(name, _DISCARDED)}} for name in cohorts]
+        return {"$or": waiting} if waiting else {"cohort": {"$in": []}}
 
     def newest_of(self, device_id: str) -> Update | None:
         """Read the newest update of a device, pending or used; None where there is none."""
@@ -263,11 +284,7 @@ class RoundRepository:
 
     def losses(self, cohort: str, since_round: int) -> list[Loss]:
         """Read what devices said of their errors since a round, in the order it came."""
-        query: Document = {
-            "cohort": cohort,
-            "$or": [{"round": _PENDING}, {"round": {"$gte": since_round}}],
-            "loss": {"$gte": 0},
-        }
+        query: Document = {"cohort": cohort, "round": {"$gte": since_round}, "loss": {"$gte": 0}}
         wanted = {"device_id": 1, "base_version": 1, "loss": 1, "received_at": 1, "_id": 0}
         with translated():
             return [Loss(**found) for found in self._updates.find(query, wanted).sort("received_at")]
@@ -278,14 +295,14 @@ class RoundRepository:
         devices: Sequence[Contribution],
         memo: Memo | None = None,
         *,
-        use_pending: bool = True,
+        instead_of: int | None = None,
     ) -> None:
-        """Store a round and mark the pending updates of its cohort as used by it, in one transaction.
+        """Store a round, in one transaction.
 
         Parameters
         ----------
-        use_pending:
-            False: the version was not made of updates, and they go on waiting
+        instead_of:
+            the round that the pending updates wait for, where this version was not made of them: they go on waiting
 
         Raises
         ------
@@ -303,9 +320,9 @@ class RoundRepository:
         # Not with_transaction(): it would go on trying for two minutes, and whoever calls us waits.
         with translated(), self._database.client.start_session() as session, session.start_transaction():
             self._rounds.insert_one(document, session=session)
-            if use_pending:
-                used = {"cohort": model.cohort, "round": _PENDING}
-                self._updates.update_many(used, {"$set": {"round": model.version}}, session=session)
+            if instead_of is not None:
+                waiting = {"cohort": model.cohort, "round": {"$gte": instead_of}}
+                self._updates.update_many(waiting, {"$set": {"round": model.version + 1}}, session=session)
             if memo.superseded is not None:
                 self._set_stage(model.cohort, memo.superseded, {"stage": Stage.ROLLED_BACK}, session)
             if memo.state:
@@ -324,14 +341,14 @@ class RoundRepository:
         decided:
             each with its `verdict`, `decided_by` and `decided_at`
         discard:
-            the version from which pending updates began that no round shall use
+            the newest version, where no round shall use the pending updates that began from it
         """
         with translated(), self._database.client.start_session() as session, session.start_transaction():
             for model, verdict in decided:
                 stands = model.model_dump(include={"stage", "share", "metrics", "signature"})
                 self._set_stage(model.cohort, model.version, stands | verdict, session)
             if discard is not None:
-                began = {"cohort": decided[0][0].cohort, "round": _PENDING, "base_version": discard}
+                began = {"cohort": decided[0][0].cohort, "round": {"$gt": discard}, "base_version": discard}
                 self._updates.update_many(began, {"$set": {"round": _DISCARDED}}, session=session)
 
     def _set_stage(self, cohort: str, version: int, stands: Document, session: ClientSession) -> None:
@@ -372,34 +389,35 @@ class RoundRepository:
     def counts(self) -> dict[str, int]:
         """Count stored updates, pending ones and rounds."""
         with translated():
+            waiting = self._waiting(self._updates.distinct("cohort"))
             return {
                 "local_models": self._updates.estimated_document_count(),
-                "pending": self._updates.count_documents({"round": _PENDING}),
+                "pending": self._updates.count_documents(waiting),
                 "global_model": self._rounds.estimated_document_count(),
             }
 
 
-def _to_document(update: Update) -> Document:
+def _to_document(update: Update, next_round: int) -> Document:
     return {
         "_id": update.key,
         "device_id": update.device_id,
         "cohort": update.cohort,
         "timestamp": update.timestamp,
         "received_at": update.received_at,
-        "weights": encoded(update.theta, update.architecture),
+        "weights": packed(update.theta, update.architecture),
         "sample_count": update.sample_count,
         "samples_seen": update.samples_seen,
         "base_version": update.base_version,
         "sensors": None if update.sensors is None else list(update.sensors),
         "devices": update.devices,
         "loss": update.loss,
-        "control": None if update.control is None else update.control.tolist(),
-        "round": _PENDING,
+        "control": None if update.control is None else packed_numbers(update.control),
+        "round": next_round,
     }
 
 
 def _from_document(document: Document) -> Update:
-    theta, architecture = network.from_message(WeightsMessage.model_validate(document["weights"]))
+    theta, architecture = unpacked(document["weights"])
     # The date keeps milliseconds; the `_id` has the whole time.
     timestamp = datetime.fromisoformat(document["_id"].removeprefix(document["device_id"] + "@")).astimezone(UTC)
     same: dict[str, Any] = {
@@ -410,7 +428,7 @@ def _from_document(document: Document) -> Update:
     sensors = None if named is None else tuple(named)
     control = document.get("control")
     same |= {"devices": document.get("devices") or 1, "loss": document.get("loss")}
-    same["control"] = None if control is None else np.array(control, dtype=np.float64)
+    same["control"] = None if control is None else unpacked_numbers(control)
     return Update(timestamp=timestamp, theta=theta, architecture=architecture, sensors=sensors, **same)
 
 

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from storage.connection import Document
 
-_PLAIN = {str: "string", bool: "bool", int: "number", float: "number", datetime: "date"}
+_PLAIN = {str: "string", bool: "bool", int: "number", float: "number", bytes: "binData", datetime: "date"}
 
 
 def validator(model: type[BaseModel]) -> Document:

@@ -1,63 +1,47 @@
-"""The weights of a network as MongoDB keeps them, written without making a Python number of each.
+"""A parameter vector as MongoDB keeps that of a local update: one binary value, not an array of a thousand numbers.
 
-A document of an architecture always has the same bytes but for the numbers in it: one is encoded by the driver, and of
-every further one only the numbers are written into a copy. The document is the one of `network.to_message`.
+An array names each number, checks each by itself and takes 13 bytes for it; thousands of updates a second are stored
+and seldom read again. Global models, of which there are few, stay arrays that people can read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-
-import bson
 import numpy as np
-from bson.raw_bson import RawBSONDocument
-from numpy.typing import NDArray
 
-from flead import network
+from flead.errors import BadModel
+from flead.messages import ArchitectureMessage
 from flead.network import Architecture, Vector
+from storage.connection import Document
 
 
-def encoded(theta: Vector, architecture: Architecture) -> RawBSONDocument:
-    """The document of a parameter vector, (parameter_count,), which must be finite.
+def packed(theta: Vector, architecture: Architecture) -> Document:
+    """The document of a parameter vector, (parameter_count,).
 
-    >>> document = encoded(np.array([1.0, 2.0, 0.5]), Architecture(2, (), 1))
-    >>> bson.decode(document.raw) == network.to_message(np.array([1.0, 2.0, 0.5]), Architecture(2, (), 1))
-    True
+    >>> packed(np.array([1.0, 2.0]), Architecture(1, (), 1))["parameters"].hex()
+    '000000000000f03f0000000000000040'
     """
-    template = _template(architecture)
-    raw = template.raw.copy()
-    raw[template.places] = theta[template.order].astype("<f8").view(np.uint8)
-    return RawBSONDocument(raw.tobytes())
+    return {"architecture": architecture.as_dict(), "parameters": packed_numbers(theta)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Template:
-    """The bytes of a document, and where its numbers are.
+def unpacked(document: Document) -> tuple[Vector, Architecture]:
+    """Read the document again; raises `BadModel` where somebody has changed its size.
 
-    Attributes
-    ----------
-    places:
-        (8 parameter_count,), of the numbers' bytes, in the order in which the document has them
-    order:
-        (parameter_count,), which parameter each number is
+    >>> theta, architecture = unpacked(packed(np.array([1.0, 2.0]), Architecture(1, (), 1)))
+    >>> theta.tolist(), str(architecture)
+    ([1.0, 2.0], '1-1')
     """
+    architecture = Architecture.from_message(ArchitectureMessage.model_validate(document["architecture"]))
+    theta = unpacked_numbers(document["parameters"])
+    if theta.size != architecture.parameter_count:
+        raise BadModel(f"{theta.size} parameters are stored, {architecture} has {architecture.parameter_count}")
+    return theta, architecture
 
-    raw: NDArray[np.uint8]
-    places: NDArray[np.intp]
-    order: NDArray[np.intp]
+
+def packed_numbers(numbers: Vector) -> bytes:
+    """Numbers, (n,), as 8 n bytes: float64, little-endian."""
+    return numbers.astype("<f8", copy=False).tobytes()
 
 
-@lru_cache(maxsize=256)
-def _template(architecture: Architecture) -> _Template:
-    """Find the numbers: the bytes that differ where all bits of all numbers do."""
-
-    def written(theta: Vector) -> NDArray[np.uint8]:
-        return np.frombuffer(bson.encode(network.to_message(theta, architecture)), dtype=np.uint8)
-
-    count = architecture.parameter_count
-    zeros = written(np.zeros(count))
-    ones = written(np.full(count, 0xFFFF_FFFF_FFFF_FFFF, dtype=np.uint64).view(np.float64))
-    places = np.flatnonzero(zeros != ones)
-    order = written(np.arange(count, dtype=np.float64))[places].view("<f8").astype(np.intp)
-    return _Template(zeros, places, order)
+def unpacked_numbers(raw: bytes) -> Vector:
+    """Read them again, (n,); read only."""
+    return np.frombuffer(raw, dtype="<f8").astype(np.float64, copy=False)

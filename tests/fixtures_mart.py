@@ -275,6 +275,7 @@ def one_of_each() -> dict[str, Document]:
     figures = {"count": 3, "missing": 1, "sum": 1.5, "sum_squares": 0.75, "mean": 0.5, "min": 0.25, "max": 1.0}
     score = {"version": 2, "count": 3, "error": 0.5, "persistence": 0.25}
     weights = {"weights": [[1.0]], "biases": [[0.0]], "architecture": {"layers": [1, 1]}}
+    packed = {"architecture": {"layers": [1, 1]}, "parameters": bytes(16)}
     return {
         "device_data": reading(1),
         "predictions": prediction(1),
@@ -284,8 +285,8 @@ def one_of_each() -> dict[str, Document]:
             "detail": "it is empty", "payload_base64": "AAAA", "size": 3, "sha256": "f", "truncated": False,
         },
         "local_models": {
-            "_id": "a@1", "device_id": "a", "timestamp": NOON, "cohort": "c", "received_at": NOON, "weights": weights,
-            "sample_count": 5, "samples_seen": 9, "base_version": None, "sensors": ["temperature"], "round": None,
+            "_id": "a@1", "device_id": "a", "timestamp": NOON, "cohort": "c", "received_at": NOON, "weights": packed,
+            "sample_count": 5, "samples_seen": 9, "base_version": None, "sensors": ["temperature"], "round": 2,
             "devices": 1, "loss": 0.25, "control": None,
         },
         "global_model": {

@@ -129,6 +129,7 @@ def _window(draw: random.Random, device: str, cohort: str, at: datetime, length:
 
 def _federation(draw: random.Random, cohort: str) -> Iterator[tuple[str, Document]]:
     weights = {"weights": [[1.0]], "biases": [[0.0]], "architecture": {"layers": [1, 1]}}
+    packed = {"architecture": {"layers": [1, 1]}, "parameters": bytes(16)}
     devices = [device for device, its in FLEET.items() if its == cohort]
     for number in range(1, 8):
         at = NOON + number * 25 * MINUTE
@@ -142,11 +143,10 @@ def _federation(draw: random.Random, cohort: str) -> Iterator[tuple[str, Documen
             **_decided(draw, number, at, parts),
         }  # fmt: skip
         for device in devices:
-            is_pending = number == 7
             yield "local_models", {
                 "_id": f"{device}@{number}", "device_id": device, "timestamp": at, "cohort": cohort, "received_at": at,
-                "weights": weights, "sample_count": 5, "samples_seen": 9, "base_version": draw.randrange(number),
-                "round": None if is_pending else number,
+                "weights": packed, "sample_count": 5, "samples_seen": 9, "base_version": draw.randrange(number),
+                "round": number + (number == 7),  # those wait for the next
             }  # fmt: skip
         for length in ("1h", "1m"):
             yield "model_scores", {

@@ -244,7 +244,12 @@ def with_names(asked: Callable[[Held], Rows], **names: str) -> Callable[[Held], 
 
 UNNAMED = {"kind": "unknown", "sensor": "whole device"}
 BY_FIVE = {"timestamp": truncated("timestamp", "minute", 5)}
-USED: Document = {"$match": {"round": {"$ne": None}}}
+NEWEST: tuple[Document, ...] = (
+    {"$lookup": {"from": "global_model", "localField": "cohort", "foreignField": "cohort", "as": "rounds"}},
+    {"$set": {"newest": {"$max": "$rounds.round"}}},
+)
+USED = (*NEWEST, {"$match": {"$expr": {"$lte": ["$round", "$newest"]}}})
+WAITING = (*NEWEST, {"$match": {"$expr": {"$gt": ["$round", "$newest"]}}})
 BEHIND: Document = {"$subtract": [{"$subtract": ["$round", 1]}, "$base_version"]}
 UNPUBLISHED: Document = {"$sum": {"$cond": [{"$eq": ["$published_at", None]}, 1, 0]}}
 OF_DEVICES: tuple[Document, ...] = ({"$unwind": "$devices"}, {"$set": {"device_id": "$devices.device_id"}})
@@ -293,8 +298,8 @@ EXPECTED: dict[tuple[str, str], Callable[[Held], Rows] | tuple[Callable[[Held], 
     ("Global model", "Skill"): skill(),
     ("Global model", "Rounds"): ask("global_model", Rounds=COUNT),
     ("Global model", "Round size"): ask("global_model", Devices_per_round={"$avg": "$num_devices"}),
-    ("Global model", "Staleness"): ask("local_models", USED, Staleness={"$avg": BEHIND}),
-    ("Global model", "Updates waiting"): ask("local_models", {"$match": {"round": None}}, Pending=COUNT),
+    ("Global model", "Staleness"): ask("local_models", *USED, Staleness={"$avg": BEHIND}),
+    ("Global model", "Updates waiting"): ask("local_models", *WAITING, Pending=COUNT),
     ("Global model", 'Error of global models, and of "nothing changes" (typical changes)'): errors_by_hour,
     ("Global model", "Skill by version of the global model"): skill({"version": "$version", "cohort": "$cohort"}),
     ("Global model", "What each device gave (readings learned from)"): ask(
@@ -305,7 +310,7 @@ EXPECTED: dict[tuple[str, str], Callable[[Held], Rows] | tuple[Callable[[Held], 
         "global_model", by={"timestamp": truncated("timestamp", "hour"), "cohort": "$cohort"}, Rounds=COUNT
     ),
     ("Global model", "Updates by staleness (rounds behind)"): ask(
-        "local_models", USED, by={"staleness": BEHIND}, Updates=COUNT
+        "local_models", *USED, by={"staleness": BEHIND}, Updates=COUNT
     ),
     ("Global model", "Cohorts"): ask(
         "global_model", by={"cohort": "$cohort"}, Rounds=COUNT, Newest_round={"$max": "$round"},

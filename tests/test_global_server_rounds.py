@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from config.aggregation import AggregationSettings
+from config.aggregation import AggregationSettings, RulesPatch
 from config.child import free_port
 from config.settings import MongoSettings
 from flead import network
@@ -268,16 +268,19 @@ def test_a_round_that_was_not_published_is_later(
 
 
 def test_a_round_is_stored_whole_or_not_at_all(service: RoundService, mongo: Mongo) -> None:
+    service.change_rules(None, RulesPatch.model_validate({"strategy": {"name": "fedavgm"}}), "ada", NOW)
     service.accept(update("a"), NOW)
-    mongo.database.command("collMod", "local_models", validator={"round": {"$ne": 1}})
+    service.aggregate("default", NOW)
+    service.accept(update("a", 2.0, second=2), NOW)
+    mongo.database.command("collMod", "strategy_state", validator={"strategy": {"$ne": "fedavgm"}})
     with pytest.raises(Unavailable):
         service.aggregate("default", NOW)
-    assert mongo.database.global_model.count_documents({}) == 0
+    assert mongo.database.global_model.count_documents({}) == 1
     apply_schema(mongo.database, mongo.settings)
     wait_until(service.is_stored)
     model = service.aggregate("default", NOW)
     assert model is not None
-    assert model.version == 1
+    assert model.version == 2
 
 
 @pytest.mark.parametrize(("waited", "rounds"), [(59.9, 0), (60.0, 1)])

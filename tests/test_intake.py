@@ -6,9 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import bson
 import httpx
 import numpy as np
 import pytest
@@ -23,7 +21,6 @@ from global_server.intake import Intake, Taken
 from global_server.memory import Accepted
 from global_server.rounds import RoundService
 from storage.rounds import RoundRepository
-from storage.weights import encoded
 from tests.fixtures_storage import Mongo, wait_until
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -135,7 +132,7 @@ def test_an_update_that_nobody_foresaw_fails_alone(mongo: Mongo, slow: Slow, cap
 
 @pytest.mark.servers
 def test_without_mongodb_a_whole_batch_is_refused_for_now(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(_updates: object) -> None:
+    def gone(*_updates: object) -> None:
         raise Unavailable("MongoDB does not answer")
 
     monkeypatch.setattr(slow._repository, "add_updates", gone)
@@ -209,14 +206,3 @@ def test_requests_that_come_together_are_answered_each_with_its_own(mongo: Mongo
     assert all(a.json()["device_id"] == b["device_id"] for a, b in zip(answers, bodies, strict=True) if a.is_success)
     assert mongo.database.local_models.count_documents({}) == 28
     assert len(slow.batches) < 29
-
-
-ARCHITECTURES = [Architecture(1, (), 1), Architecture(4, (76,), 8), Architecture(3, (16, 8), 4, skip=True)]
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
-def test_encoded_weights_are_what_the_driver_would_write(architecture: Architecture) -> None:
-    theta = np.random.default_rng(0).normal(size=architecture.parameter_count)
-    theta[:2] = 0.0, 5e-324
-    whole: dict[str, Any] = {"before": 1, "weights": network.to_message(theta, architecture), "after": 2}
-    assert bson.encode(whole | {"weights": encoded(theta, architecture)}) == bson.encode(whole)

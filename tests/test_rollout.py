@@ -340,6 +340,17 @@ class TestBackups:
         (made,) = fleet.round()
         assert made.version == 5
 
+    def test_what_waits_goes_on_waiting_while_a_backup_comes_back(self, fleet: Fleet) -> None:
+        (model,) = fleet.round()
+        fleet.send(5.0)
+        assert fleet.service.versions.restore(model, "ada", fleet.now).version == 2
+        fleet.restart()
+        assert fleet.service.summary()["default"]["pending_updates"] == 20
+        made = fleet.service.aggregate("default", fleet.now)
+        assert made is not None
+        assert (made.version, made.num_devices) == (3, 20)
+        assert {found["round"] for found in fleet.mongo.database.local_models.find()} == {1, 3}
+
     def test_a_backup_that_somebody_else_made_is_refused(self, fleet: Fleet, tmp_path: Path) -> None:
         (model,) = fleet.round()
         with pytest.raises(ForgedModel):

@@ -71,11 +71,12 @@ def test_a_database_from_before_there_were_layouts(bare: Mongo) -> None:
     apply_schema(bare.database, bare.settings)
     assert version_of(bare.database) == VERSION
     assert set(bare.database.local_models.index_information()) == {
-        "_id_", "device_received", "cohort_round", "pending", "kept",
+        "_id_", "device_received", "cohort_round", "kept",
     }  # fmt: skip
     assert set(bare.database.global_model.index_information()) == {"_id_", "cohort_round"}
-    assert [update.device_id for update in RoundRepository(bare.database).pending("light")] == ["d"]
-    bare.database.local_models.update_many({}, {"$set": {"round": 1}})  # as a round does with an update of then
+    [update] = RoundRepository(bare.database).pending("light")
+    assert (update.device_id, update.theta.tolist()) == ("d", [0.5, 0.0])
+    bare.database.local_models.update_many({}, {"$set": {"loss": 1.0}})  # it is what a document must be today
     again = {"device_id": "d", "timestamp": NOW + timedelta(1), "sensors": {"light": 2}}
     assert ArchiveRepository(bare.database).add_readings([again]).new == 1
     assert "stored_at" not in (bare.database.device_data.find_one({"_id": "old"}) or {})

@@ -49,6 +49,7 @@ def example(annotation: Any, name: str, i: int) -> Any:
         str: f"{name}-{i % (17, 19, 23)[name.encode()[-1] % 3]}",
         int: i // 17 + 1,
         float: 0.5,
+        bytes: bytes(8),
     }
     return simple.get(annotation, i)
 
@@ -65,7 +66,8 @@ def filled_in(query: Query, stored: list[Document]) -> Document:
     filled: Document = {}
     for name, given in query.filter.items():
         value = wanted[name][0] if isinstance(wanted[name], list) else wanted[name]
-        filled[name] = {"$gte": value, "$lt": value + timedelta(hours=20)} if given is RANGE else value
+        wide = timedelta(hours=20) if isinstance(value, datetime) else 20
+        filled[name] = {"$gte": value, "$lt": value + wide} if given is RANGE else value
     return filled
 
 

@@ -220,7 +220,8 @@ def counted(database: Database[Document], port: int) -> tuple[int, int]:
     in_rounds = sum(
         part["updates"] for found in database.global_model.find({}, {"devices": 1}) for part in found["devices"]
     )
-    pending = database.local_models.count_documents({"round": None})
+    newest = database.global_model.find_one({"cohort": COHORT}, {"round": 1}, sort=[("round", -1)]) or {"round": 0}
+    pending = database.local_models.count_documents({"cohort": COHORT, "round": {"$gt": newest["round"]}})
     total = sum(status["device_contributions"].values())
     if total != in_rounds + pending:
         sys.exit(f"the server counts {total} updates, its rounds {in_rounds}, and {pending} are pending")
