@@ -109,6 +109,8 @@ class Verdict:
         """
         if not self.kept.any():
             raise BadUpdate("no update of this round is left: every one was found suspicious")
+        if self.kept.all():
+            return replace(updates, models=self.models, samples=self.samples)
         rows = self.kept
         return replace(
             updates,

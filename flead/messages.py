@@ -196,8 +196,8 @@ class WeightsMessage(BaseModel):
     architecture: ArchitectureMessage
 
 
-class LocalUpdate(BaseModel):
-    """One record of `flead.local-updates` and the body of `POST /api/local-update`.
+class UpdateHeader(BaseModel):
+    """What a local update says beside its weights.
 
     `sample_count` counts the readings learned from since the device's previous update. `metadata.cohort` names the
     cohort, `metadata.samples_seen` the device's training counter, `metadata.base_version` the global model it
@@ -207,7 +207,6 @@ class LocalUpdate(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     device_id: Name
-    weights: WeightsMessage
     sample_count: int = Field(gt=0, le=1_000_000_000)
     timestamp: AwareDatetime
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -216,6 +215,12 @@ class LocalUpdate(BaseModel):
     def cohort(self) -> str:
         """The cohort it belongs to; `default` without one."""
         return str(self.metadata.get("cohort") or "default")
+
+
+class LocalUpdate(UpdateHeader):
+    """One record of `flead.local-updates` and the body of `POST /api/local-update`."""
+
+    weights: WeightsMessage
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import sqrt
 from typing import Any
 
@@ -56,10 +56,10 @@ class Architecture:
         """How many weights and biases there are."""
         return sum((n_in + 1) * n_out for n_in, n_out in self.shapes)
 
-    @classmethod
-    def from_message(cls, message: ArchitectureMessage) -> Architecture:
+    @staticmethod
+    def from_message(message: ArchitectureMessage) -> Architecture:
         """Read the sizes as they travel."""
-        return cls(message.input_size, tuple(message.hidden_sizes), message.output_size, message.skip)
+        return _known(message.input_size, tuple(message.hidden_sizes), message.output_size, message.skip)
 
     def as_dict(self) -> dict[str, Any]:
         """The sizes as they travel."""
@@ -72,6 +72,10 @@ class Architecture:
 
     def __str__(self) -> str:
         return "-".join(map(str, self.sizes)) + ("+skip" if self.skip else "")
+
+
+_known = lru_cache(maxsize=256)(Architecture)
+"""An architecture is worked out once, not for each message."""
 
 
 def layers(theta: Vector, architecture: Architecture) -> list[Vector]:
@@ -340,17 +344,37 @@ def from_message(message: WeightsMessage) -> tuple[Vector, Architecture]:
     array([1. , 2. , 0.5])
     """
     architecture = Architecture.from_message(message.architecture)
+    return flattened(architecture, message.weights, message.biases), architecture
+
+
+def flattened(architecture: Architecture, matrices: list[list[list[float]]], vectors: list[list[float]]) -> Vector:
+    """Lists of numbers as one vector, (parameter_count,).
+
+    Parameters
+    ----------
+    matrices, vectors:
+        layer by layer its weights, (n_in, n_out), and its biases, (n_out,)
+
+    Raises
+    ------
+    BadModel
+        naming the layer whose shape does not fit the architecture, or saying that a number is not finite
+    TypeError
+        where they are no lists of numbers
+
+    >>> flattened(Architecture(2, (), 1), [[[1.0], [2.0]]], [[0.5]])
+    array([1. , 2. , 0.5])
+    """
     shapes = architecture.shapes
-    if not len(message.weights) == len(message.biases) == len(shapes):
+    if not len(matrices) == len(vectors) == len(shapes):
         raise BadModel(
             f"architecture {architecture} has {len(shapes)} layers, "
-            f"but there are {len(message.weights)} weight matrices and {len(message.biases)} bias vectors"
+            f"but there are {len(matrices)} weight matrices and {len(vectors)} bias vectors"
         )
     numbers = array("d")  # takes a list of floats in half the time that NumPy does
-    for depth, (shape, rows, biases) in enumerate(zip(shapes, message.weights, message.biases, strict=True)):
-        if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
-            widths = sorted({len(row) for row in rows})
-            raise BadModel(f"weights[{depth}] must be {shape}, it has {len(rows)} rows of {widths} numbers")
+    for depth, (shape, rows, biases) in enumerate(zip(shapes, matrices, vectors, strict=True)):
+        if (len(rows), widths := set(map(len, rows))) != (shape[0], {shape[1]}):
+            raise BadModel(f"weights[{depth}] must be {shape}, it has {len(rows)} rows of {sorted(widths)} numbers")
         if len(biases) != shape[1]:
             raise BadModel(f"biases[{depth}] must be ({shape[1]},), it has {len(biases)} numbers")
         for row in (*rows, biases):
@@ -358,4 +382,4 @@ def from_message(message: WeightsMessage) -> tuple[Vector, Architecture]:
     theta = np.frombuffer(numbers)
     if not np.isfinite(theta).all():
         raise BadModel("a weight is not a finite number")
-    return theta, architecture
+    return theta

@@ -37,16 +37,16 @@ class Pending:
         if self.updates and max(self.latest.devices, update.devices) > 1:
             self.latest = _together(self.latest, self.samples, update)
         elif _order(update) >= _order(self.latest):
-            self.latest = replace(update, control=self._control_with(update))
+            self.latest = self._with_earlier_control(update)
         self.samples += update.sample_count
         self.updates += 1
         self.since = min(self.since or update.received_at, update.received_at)
 
-    def _control_with(self, update: Update) -> Vector | None:
-        """How the sender's control variate changed since its last use in a round."""
+    def _with_earlier_control(self, update: Update) -> Update:
+        """The update with all that the sender's control variate changed by since its last use in a round."""
         if not self.updates or update.control is None or self.latest.control is None:
-            return update.control
-        return self.latest.control + update.control
+            return update
+        return replace(update, control=self.latest.control + update.control)
 
 
 def _together(earlier: Update, samples: int, update: Update) -> Update:

@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, Message
 
 from flead.errors import BadInput, BadUpdate, Reason, Unavailable
-from flead.messages import DeadLetter, LocalUpdate, Source
+from flead.messages import DeadLetter, Source
 from global_server.following import RETRY_S, Follower
 from global_server.publisher import DELIVERY_S, deliver
 from global_server.rounds import RoundService
@@ -89,12 +89,7 @@ class UpdateFeed(Follower):
 
     def _read(self, value: bytes | None, now: datetime) -> Update | BadInput:
         """Read a record at once to what is kept of it: lists of numbers take four times the memory."""
-        if not value:
-            return BadUpdate("the record has no value", Reason.EMPTY)
-        try:
-            return self.service.read(LocalUpdate.from_json(value), now)
-        except BadInput as error:
-            return error
+        return self.service.read_json(value, now) if value else BadUpdate("the record has no value", Reason.EMPTY)
 
     def _until_done(self, records: list[Message], read: Sequence[Update | BadInput], now: datetime) -> bool:
         """Store the records, trying until it succeeds; False where we were stopped before."""

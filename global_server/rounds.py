@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from config.aggregation import AggregationSettings, Rules, RulesPatch
 from flead import network
 from flead.errors import BadInput, BudgetSpent, FleadError, Unavailable
-from flead.messages import GlobalModel, LocalUpdate, Stage
+from flead.messages import GlobalModel, LocalUpdate, Stage, UpdateHeader
 from flead.network import Architecture, Vector
 from flead.privacy import Accountant, Spent
 from flead.rollout import is_canary
 from flead.signatures import check, sign
+from flead.updates import parse_update
 from global_server.books import EVERYBODY, Books
 from global_server.cohort import Cohort
 from global_server.memory import Accepted, Memory
@@ -133,8 +134,15 @@ class RoundService:
 
     def read(self, message: LocalUpdate, now: datetime) -> Update | BadInput:
         """Validate an update by itself: what takes time and needs no lock."""
+        return self._read(lambda: (message, *network.from_message(message.weights)), now)
+
+    def read_json(self, raw: bytes, now: datetime) -> Update | BadInput:
+        """The same from the update's JSON."""
+        return self._read(lambda: parse_update(raw), now)
+
+    def _read(self, parse: Callable[[], tuple[UpdateHeader, Vector, Architecture]], now: datetime) -> Update | BadInput:
         try:
-            return read_update(message, now, lambda cohort: self.rules(cohort).max_weight_norm)
+            return read_update(*parse(), now, lambda cohort: self.rules(cohort).max_weight_norm)
         except BadInput as error:
             return error
 

@@ -9,10 +9,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from flead import network
 from flead.errors import BadUpdate, Reason
-from flead.messages import LocalUpdate, Name
-from flead.network import Vector
+from flead.messages import Name, UpdateHeader
+from flead.network import Architecture, Vector
 from storage.rounds import Update
 
 MAX_PARAMETERS = 40_000
@@ -25,11 +24,15 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(Annotated[list[Name], Field(min_length=1, max_length=256)])
 
 
-def read_update(message: LocalUpdate, now: datetime, max_norm: Callable[[str], float]) -> Update:
+def read_update(
+    message: UpdateHeader, theta: Vector, architecture: Architecture, now: datetime, max_norm: Callable[[str], float]
+) -> Update:
     """Validate an update and take from it what is kept.
 
     Parameters
     ----------
+    theta:
+        (parameter_count,), its weights
     now:
         when it was received, aware
     max_norm:
@@ -39,10 +42,7 @@ def read_update(message: LocalUpdate, now: datetime, max_norm: Callable[[str], f
     ------
     BadUpdate
         naming the field that is wrong
-    BadModel
-        where shapes do not fit or a number is not finite
     """
-    theta, architecture = network.from_message(message.weights)
     if theta.size > MAX_PARAMETERS:
         raise BadUpdate(f"the model has {theta.size} parameters, the limit is {MAX_PARAMETERS}", Reason.TOO_LARGE)
     with np.errstate(over="ignore"):  # an infinite norm is refused as well
@@ -71,7 +71,7 @@ def read_update(message: LocalUpdate, now: datetime, max_norm: Callable[[str], f
     )
 
 
-def _cohort(message: LocalUpdate) -> str:
+def _cohort(message: UpdateHeader) -> str:
     named = message.metadata.get("cohort")
     try:
         return _NAME.validate_python(message.cohort if named is None else named, strict=True)
@@ -79,15 +79,18 @@ def _cohort(message: LocalUpdate) -> str:
         raise BadUpdate("metadata.cohort: not a name (1-128 characters, none of control)", Reason.BAD_NAME) from None
 
 
-def _sensors(message: LocalUpdate) -> tuple[str, ...] | None:
+def _sensors(message: UpdateHeader) -> tuple[str, ...] | None:
     """Read the sensors' names; None where they are none, which is no reason to refuse: no round depends on them."""
+    named = message.metadata.get("sensors")
+    if named is None:
+        return None
     try:
-        return tuple(_NAMES.validate_python(message.metadata.get("sensors"), strict=True))
+        return tuple(_NAMES.validate_python(named, strict=True))
     except ValidationError:
         return None
 
 
-def _devices(message: LocalUpdate) -> int:
+def _devices(message: UpdateHeader) -> int:
     """Read how many devices the weights are the mean of; 1 where it does not say."""
     count = _count(message, "devices")
     if count is None:
@@ -100,7 +103,7 @@ def _devices(message: LocalUpdate) -> int:
     return count
 
 
-def _loss(message: LocalUpdate) -> float | None:
+def _loss(message: UpdateHeader) -> float | None:
     """Read the device's mean error; None where it is none, which is no reason to refuse: it only judges canaries."""
     value = message.metadata.get("loss")
     if not isinstance(value, float | int) or isinstance(value, bool):
@@ -108,7 +111,7 @@ def _loss(message: LocalUpdate) -> float | None:
     return float(value) if 0 <= value < 1e300 else None  # neither does NaN pass
 
 
-def _control(message: LocalUpdate, size: int) -> Vector | None:
+def _control(message: UpdateHeader, size: int) -> Vector | None:
     """Read how the device's control variate changed (SCAFFOLD), (size,); None where it does not say."""
     given = message.metadata.get("control")
     if given is None:
@@ -120,7 +123,7 @@ def _control(message: LocalUpdate, size: int) -> Vector | None:
     return control
 
 
-def _count(message: LocalUpdate, name: str) -> int | None:
+def _count(message: UpdateHeader, name: str) -> int | None:
     """Read a counter from the metadata; None where there is none."""
     value = message.metadata.get(name)
     if value is None:

@@ -52,10 +52,11 @@ class Update:
     loss: float | None = None
     control: Vector | None = None
 
-    @property
-    def key(self) -> str:
-        """The document's `_id`."""
-        return f"{self.device_id}@{self.timestamp.isoformat()}"
+    key: str = field(init=False, compare=False)
+    """The document's `_id`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.device_id}@{self.timestamp.isoformat()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +315,7 @@ class RoundRepository:
             "_id": f"{model.cohort}#{model.version}",
             "round": model.version,
             **model.model_dump(exclude={"version"}),
-            "devices": [asdict(d) for d in devices],
+            "devices": [{name: getattr(device, name) for name in Contribution.__slots__} for device in devices],
             "published_at": None,
         }
         # Not with_transaction(): it would go on trying for two minutes, and whoever calls us waits.
