@@ -13,18 +13,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from config.aggregation import AggregationSettings, Rules, RulesPatch
 from flead import network
 from flead.errors import BadInput, BudgetSpent, FleadError, Unavailable
-from flead.messages import GlobalModel, LocalUpdate, Stage, UpdateHeader
+from flead.messages import GlobalModel, LocalUpdate, Stage
 from flead.network import Architecture, Vector
 from flead.privacy import Accountant, Spent
 from flead.rollout import is_canary
 from flead.signatures import check, sign
-from flead.updates import parse_update
+from flead.updates import ReadUpdate, parse_update, read_message
 from global_server.books import EVERYBODY, Books
 from global_server.cohort import Cohort
 from global_server.memory import Accepted, Memory
 from global_server.merging import Aids, Judge, make_round
 from global_server.quarantine import Quarantine
-from global_server.updates import read_update
+from global_server.updates import check_update
 from global_server.versions import Versions
 from storage.rounds import RoundRepository, Update, as_kept
 
@@ -134,15 +134,15 @@ class RoundService:
 
     def read(self, message: LocalUpdate, now: datetime) -> Update | BadInput:
         """Validate an update by itself: what takes time and needs no lock."""
-        return self._read(lambda: (message, *network.from_message(message.weights)), now)
+        return self._read(lambda: read_message(message), now)
 
     def read_json(self, raw: bytes, now: datetime) -> Update | BadInput:
         """The same from the update's JSON."""
         return self._read(lambda: parse_update(raw), now)
 
-    def _read(self, parse: Callable[[], tuple[UpdateHeader, Vector, Architecture]], now: datetime) -> Update | BadInput:
+    def _read(self, parse: Callable[[], ReadUpdate], now: datetime) -> Update | BadInput:
         try:
-            return read_update(*parse(), now, lambda cohort: self.rules(cohort).max_weight_norm)
+            return check_update(parse(), now, lambda cohort: self.rules(cohort).max_weight_norm)
         except BadInput as error:
             return error
 

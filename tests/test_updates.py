@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,10 @@ from hypothesis import strategies as st
 
 from flead import network
 from flead.errors import BadInput
-from flead.messages import LocalUpdate, UpdateHeader
-from flead.network import Architecture, Vector
-from flead.updates import parse_update
+from flead.messages import LocalUpdate
+from flead.network import Architecture
+from flead.updates import ReadUpdate, parse_update, read_message
 
-Read = tuple[UpdateHeader, Vector, Architecture]
 ODD = ("true", "null", '"1.5"', "1e400", "NaN", "[1]", "[]", "{}", "-0", "7", "1" * 30, "18446744073709551615", "x", "")
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 
@@ -35,17 +35,15 @@ def written(architecture: Architecture = SMALL, **changes: Any) -> str:
     return json.dumps(whole | changes)
 
 
-def as_declared(raw: bytes) -> Read:
-    update = LocalUpdate.from_json(raw)
-    return update, *network.from_message(update.weights)
+def as_declared(raw: bytes) -> ReadUpdate:
+    return read_message(LocalUpdate.from_json(raw))
 
 
-def outcome(read: Callable[[bytes], Read], raw: bytes) -> Any:
+def outcome(read: Callable[[bytes], ReadUpdate], raw: bytes) -> Any:
     try:
-        header, theta, architecture = read(raw)
+        return asdict(found := read(raw)) | {"theta": found.theta.tolist()}
     except BadInput as error:
         return type(error), str(error)
-    return header.model_dump(exclude={"weights"}), theta.tolist(), architecture
 
 
 @given(
@@ -55,7 +53,7 @@ def outcome(read: Callable[[bytes], Read], raw: bytes) -> Any:
 def test_it_is_what_was_sent(architecture: Architecture, extra: int) -> None:
     raw = written(architecture, metadata={"extra": extra}).encode()
     assert outcome(parse_update, raw) == outcome(as_declared, raw)
-    assert parse_update(raw)[2] == architecture
+    assert parse_update(raw).architecture == architecture
 
 
 @given(st.integers(0, 200), st.sampled_from(ODD))
