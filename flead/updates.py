@@ -51,12 +51,12 @@ class ReadUpdate:
     architecture: Architecture
     sample_count: int
     timestamp: datetime
-    samples_seen: int | None
-    base_version: int | None
-    sensors: tuple[str, ...] | None
-    devices: int
-    loss: float | None
-    control: Vector | None
+    samples_seen: int | None = None
+    base_version: int | None = None
+    sensors: tuple[str, ...] | None = None
+    devices: int = 1
+    loss: float | None = None
+    control: Vector | None = None
 
 
 def parse_update(raw: bytes) -> ReadUpdate:

@@ -38,18 +38,5 @@ def check_update(read: ReadUpdate, now: datetime, max_norm: Callable[[str], floa
         norm = float(np.sqrt(theta @ theta))
     if not norm <= (limit := max_norm(read.cohort)):
         raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {limit:g}", Reason.OUT_OF_RANGE)
-    return Update(
-        device_id=read.device_id,
-        cohort=read.cohort,
-        timestamp=read.timestamp,
-        received_at=now.astimezone(UTC),
-        theta=theta,
-        architecture=read.architecture,
-        sample_count=read.sample_count,
-        samples_seen=read.samples_seen,
-        base_version=read.base_version,
-        sensors=read.sensors,
-        devices=read.devices,
-        loss=read.loss,
-        control=read.control,
-    )
+    said = {name: getattr(read, name) for name in ReadUpdate.__slots__}
+    return Update(**said, received_at=now.astimezone(UTC))

@@ -21,7 +21,8 @@ from pymongo.database import Database
 
 from config.aggregation import RulesPatch
 from flead.messages import GlobalModel, Stage
-from flead.network import Architecture, Vector
+from flead.network import Vector
+from flead.updates import ReadUpdate
 from storage.connection import Document, ping, translated
 from storage.weights import packed, packed_numbers, unpacked, unpacked_numbers
 
@@ -30,28 +31,10 @@ _DISCARDED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
-    """A validated local update.
+class Update(ReadUpdate):
+    """A local update that may enter a round, and when it came, in UTC."""
 
-    `theta` is (parameter_count,), the weighted mean of so many `devices`; `samples_seen` the device's training counter,
-    `base_version` the round it began from, `sensors` the names its inputs are made of, `loss` its mean error since
-    (standard deviations) and `control` how its control variate changed, (parameter_count,); None where it did not say.
-    """
-
-    device_id: str
-    cohort: str
-    timestamp: datetime
-    received_at: datetime
-    theta: Vector
-    architecture: Architecture
-    sample_count: int
-    samples_seen: int | None = None
-    base_version: int | None = None
-    sensors: tuple[str, ...] | None = None
-    devices: int = 1
-    loss: float | None = None
-    control: Vector | None = None
-
+    received_at: datetime = field(kw_only=True)
     key: str = field(init=False, compare=False)
     """The document's `_id`."""
 
