@@ -41,6 +41,8 @@ def number(text: str, what: str) -> float | None:
 def utc(text: str) -> datetime:
     """Read an ISO 8601 time, in UTC; one without an offset is taken as UTC.
 
+    Digits alone are a date at most: Python would read 1612111122334, ms since 1970, as 1612-11-11 23:34.
+
     Raises
     ------
     ValueError
@@ -50,6 +52,8 @@ def utc(text: str) -> datetime:
     datetime.datetime(2014, 4, 1, 0, 0, tzinfo=datetime.timezone.utc)
     """
     try:
+        if text.isdigit() and len(text) > 8:
+            raise ValueError
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):

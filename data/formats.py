@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Self
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from data.fields import KEY_WIDTH, NO_TIME, cells_of, number, text_of, time_key, utc
 from flead.errors import BadDataset, BadReading, Reason
-from flead.messages import Reading, ReadingLimits, parse_reading
+from flead.messages import Name, Reading, ReadingLimits, parse_reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,17 @@ class IntelLab(Format):
         )
 
 
+_NAME = TypeAdapter(Name)
+
+
+def _can_name_a_sensor(text: str) -> bool:
+    try:
+        _NAME.validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none"})
 """What tools write into a cell without a value, in lower case."""
 
@@ -168,7 +179,7 @@ sensors={'value': 21.97}, metadata={})
     def detect(cls, head: Sequence[bytes], stem: str) -> Self | None:
         """Recognise it by a first line that names a `timestamp` column."""
         try:
-            columns = tuple(name.strip() for name in cells_of(head[0].removeprefix(b"\xef\xbb\xbf")))
+            columns = tuple(name.strip() for name in cells_of(head[0]))
         except ValueError:
             return None
         names = [name.lower() if name.lower() in ("timestamp", "device_id") else name for name in columns]
@@ -180,6 +191,11 @@ sensors={'value': 21.97}, metadata={})
         texts = frozenset(cls._texts(head[1:], len(columns)) - special)
         if len(special) + len(texts) == len(columns):
             raise BadDataset("the header names no sensor: no column beside timestamp and device_id holds a number")
+        for i in sorted(set(range(len(columns))) - special - texts):
+            if not _can_name_a_sensor(columns[i]):
+                raise BadDataset(
+                    f"the header names a sensor {columns[i][:200]!r}: a name has 1-128 characters, none a control character"
+                )
         device = re.sub(r"[^\w .-]", "_", stem)[:128] or "device-1"
         device_column = names.index("device_id") if "device_id" in names else None
         return cls(columns, names.index("timestamp"), device_column, device, texts)

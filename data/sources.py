@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import IO, cast
@@ -17,6 +18,7 @@ from flead.messages import Reading
 
 _HEAD_LINES = 50
 _HEAD_BYTES = 65_536
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,22 @@ def _head(path: Path) -> list[bytes]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Give the file's plain bytes; gzip is told by its first two bytes, not by the name."""
+    """Give the file's plain bytes behind a byte order mark; gzip is told by its first two bytes, not by the name."""
     try:
         with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            if not packed:
-                yield raw
+            if not raw.peek(2).startswith(b"\x1f\x8b"):
+                yield _behind_mark(raw)
                 return
             with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield cast("IO[bytes]", unpacked)
+                yield _behind_mark(unpacked)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadDataset(f"{path} is a corrupt or truncated gzip file ({error}): fetch it again") from error
     except OSError as error:
         raise BadDataset(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _behind_mark(file: BufferedReader | gzip.GzipFile) -> IO[bytes]:
+    """Skip the byte order mark that Windows' tools write: it is part of no reading."""
+    if file.peek(3).startswith(_BYTE_ORDER_MARK):
+        file.read(3)
+    return cast("IO[bytes]", file)

@@ -180,8 +180,8 @@ class TestCsv:
     def test_a_time_without_an_offset_is_utc(self, cell: bytes) -> None:
         assert reading(csv(b"timestamp,x"), cell + b",1").timestamp == datetime(2024, 1, 1, 12, tzinfo=UTC)
 
-    def test_quotes_a_byte_order_mark_and_blanks_are_understood(self) -> None:
-        found = csv(b'\xef\xbb\xbf"timestamp", device_id ,"flow, l/s"')
+    def test_quotes_and_blanks_are_understood(self) -> None:
+        found = csv(b'"timestamp", device_id ,"flow, l/s"')
         record = reading(found, b'"2024-01-01","hall, north","1.5"')
         assert (record.device_id, record.sensors) == ("hall, north", {"flow, l/s": 1.5})
 
@@ -191,6 +191,8 @@ class TestCsv:
             (b"2024-01-01,p1", "2 columns, the header has 3"),
             (b"yesterday,p1,1", "timestamp: 'yesterday' is not an ISO 8601 time"),
             (b"9999-12-31T23:59:59-12:00,p1,1", "is not an ISO 8601 time"),
+            (b"1612111122,p1,1", "timestamp: '1612111122' is not an ISO 8601 time"),
+            (b"1612111122334,p1,1", "timestamp: '1612111122334' is not an ISO 8601 time"),  # to Python 1612-11-11
             (b"2024-01-01,p1,inf", "x: 'inf' is not a finite number"),
             (b"2024-01-01,p1,warm", "x: 'warm' is not a number"),
             (b"2024-01-01,,1", "device_id: String should have at least 1 character"),
@@ -202,7 +204,17 @@ class TestCsv:
         assert record.reason is Reason.CORRUPT_ROW
         assert detail in record.detail
 
-    @pytest.mark.parametrize("header", [b"timestamp,x,x", b",timestamp,x", b"timestamp", b"timestamp,device_id"])
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"timestamp,x,x",
+            b",timestamp,x",
+            b"timestamp",
+            b"timestamp,device_id",
+            b"timestamp," + b"x" * 129,
+            b"timestamp,x\r2024-01-01,1\r",  # line ends of an old Macintosh: the whole file is one line
+        ],
+    )
     def test_a_header_that_cannot_work_is_refused(self, header: bytes) -> None:
         with pytest.raises(BadDataset, match="header"):
             Csv.detect([header], "f")

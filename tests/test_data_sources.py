@@ -39,6 +39,16 @@ def test_line_endings_of_windows_and_a_missing_last_one_make_no_difference(tmp_p
     assert list(unix.readings()) == list(windows.readings())
 
 
+@pytest.mark.parametrize("content", [INTEL, CSV, JSON])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_byte_order_mark_is_part_of_no_reading(tmp_path: Path, content: bytes, packed: bool) -> None:
+    marked = b"\xef\xbb\xbf" + content
+    plain = list(open_dataset(file(tmp_path, content)).readings())
+    dataset = open_dataset(file(tmp_path, gzip.compress(marked) if packed else marked))
+    assert list(dataset.readings()) == plain
+    assert [type(record).__name__ for record in plain] == ["Reading"]
+
+
 def test_a_rejected_row_carries_the_line_number_of_the_file(tmp_path: Path) -> None:
     records = list(open_dataset(file(tmp_path, CSV + b"junk\n\n")).readings())
     assert [(r.number, r.line) for r in records if isinstance(r, Rejected)] == [(3, b"junk"), (4, b"")]
