@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from contextlib import suppress
 from datetime import UTC, datetime
 
 KEY_WIDTH = 26
@@ -51,13 +52,11 @@ def utc(text: str) -> datetime:
     >>> utc("2014-04-01 02:00:00+02:00")
     datetime.datetime(2014, 4, 1, 0, 0, tzinfo=datetime.timezone.utc)
     """
-    try:
-        if text.isdigit() and len(text) > 8:
-            raise ValueError
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(f"timestamp: {text!r} is not an ISO 8601 time like 2024-01-01T00:00:00Z") from None
+    if not (text.isdigit() and len(text) > 8):
+        with suppress(ValueError, OverflowError):
+            moment = datetime.fromisoformat(text)
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    raise ValueError(f"timestamp: {text!r} is not an ISO 8601 time like 2024-01-01T00:00:00Z")
 
 
 def time_key(moment: datetime) -> bytes:

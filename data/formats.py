@@ -191,10 +191,10 @@ sensors={'value': 21.97}, metadata={})
         texts = frozenset(cls._texts(head[1:], len(columns)) - special)
         if len(special) + len(texts) == len(columns):
             raise BadDataset("the header names no sensor: no column beside timestamp and device_id holds a number")
-        for i in sorted(set(range(len(columns))) - special - texts):
-            if not _can_name_a_sensor(columns[i]):
+        for i, name in enumerate(columns):
+            if i not in special | texts and not _can_name_a_sensor(name):
                 raise BadDataset(
-                    f"the header names a sensor {columns[i][:200]!r}: a name has 1-128 characters, none a control character"
+                    f"the header names a sensor {name[:200]!r}: a name has 1-128 characters, none a control character"
                 )
         device = re.sub(r"[^\w .-]", "_", stem)[:128] or "device-1"
         device_column = names.index("device_id") if "device_id" in names else None
