@@ -17,7 +17,7 @@ from pathlib import Path
 from config.child import check_port_free, ends_with_parent, stop
 from flead.errors import Unavailable
 from kafka.connection import wait_until_ready
-from kafka.embedded_storage import java_command, prepare_broker
+from kafka.embedded_storage import JAVA_ENVIRONMENT, java_command, prepare_broker
 
 START_TIMEOUT_S = 60.0
 """How long a start may take on a busy machine, s (measured: 2-4 s)."""
@@ -49,7 +49,7 @@ def broker_command(java: Path | str, jars: Path, properties: Path, heap_mb: int 
 
 def broker_environment() -> dict[str, str]:
     """Give what the broker's environment needs beside the caller's."""
-    return {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    return dict(JAVA_ENVIRONMENT)
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def embedded_broker(
 
     Raises
     ------
-    PortTaken, CorruptRunFolder, Unavailable
+    PortTaken, BadConfiguration, CorruptRunFolder, Unavailable
         saying what kept it from starting, and the mend
     """
     check_port_free(port, "kafka.port", "Kafka")

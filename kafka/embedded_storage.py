@@ -9,9 +9,12 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from flead.errors import CorruptRunFolder, Unavailable
+from flead.errors import BadConfiguration, CorruptRunFolder, Unavailable
 
 NODE_ID = 1
+
+JAVA_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+"""What Kafka's processes need beside the caller's environment: names of files are UTF-8, times UTC."""
 
 FORMAT_TIMEOUT_S = 60.0
 """How long formatting may take on a busy machine, s (measured: 1.4 s)."""
@@ -56,14 +59,21 @@ log.retention.check.interval.ms=60000
 """
 
 
-def broker_properties(folder: Path, port: int, controller_port: int) -> str:
-    """Write out the text of `server.properties`.
+def broker_properties(data: Path, port: int, controller_port: int) -> str:
+    r"""Write out the text of `server.properties` for a broker that keeps its records in `data`.
 
-    >>> "log.dirs=/run/kafka/data" in broker_properties(Path("/run/kafka"), 9092, 9093)
-    True
+    >>> [line for line in broker_properties(Path("/home/jürgen/data"), 9092, 9093).splitlines() if "log.dirs" in line]
+    ['log.dirs=/home/j\\u00fcrgen/data']
     """
-    data = (folder / "data").as_posix()  # a backslash would be an escape
-    return _PROPERTIES.format(node_id=NODE_ID, port=port, controller_port=controller_port, data=data)
+    where = _escaped(data.as_posix())  # a backslash would be an escape
+    return _PROPERTIES.format(node_id=NODE_ID, port=port, controller_port=controller_port, data=where)
+
+
+def _escaped(text: str) -> str:
+    """Write text as Java's properties have it, in ASCII: Kafka reads its file as Latin-1."""
+    units = text.encode("utf-16-be")
+    codes = (int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2))
+    return "".join(chr(code) if code < 128 else f"\\u{code:04x}" for code in codes)
 
 
 _JVM_FLAGS = [
@@ -106,28 +116,31 @@ def prepare_broker(folder: Path, port: int, controller_port: int, jars: Path, ja
     ------
     CorruptRunFolder
         if storage is there that this broker did not write completely
+    BadConfiguration
+        if the folder's name holds a comma, which Kafka takes for the end of it
     Unavailable
         if Java or the jars are missing, or formatting failed
     """
     folder = folder.resolve()
+    if "," in str(folder):
+        raise BadConfiguration(f"Kafka cannot keep records under {folder}, whose name holds a comma: name another")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "tmp", ignore_errors=True)  # native libraries that a killed broker left
     (folder / "tmp").mkdir()
     properties = folder / "server.properties"
-    properties.write_text(broker_properties(folder, port, controller_port), encoding="utf-8")
+    properties.write_text(broker_properties(folder / "data", port, controller_port), encoding="ascii")
     if (folder / "data").exists():
         _check_storage(folder)
     else:
-        _format(folder, properties, jars, java)
+        _format(folder, broker_properties(folder / "data.new", port, controller_port), jars, java)
     return properties
 
 
-def _format(folder: Path, properties: Path, jars: Path, java: Path | str) -> None:
-    """Format beside and rename, so that `data` is either whole or not there."""
+def _format(folder: Path, properties: str, jars: Path, java: Path | str) -> None:
+    """Format `data.new`, which these properties name, and rename it: so `data` is either whole or not there."""
     fresh, draft = folder / "data.new", folder / "format.properties"
     shutil.rmtree(fresh, ignore_errors=True)
-    data_line, fresh_line = (f"log.dirs={(folder / name).as_posix()}\n" for name in ("data", "data.new"))
-    draft.write_text(properties.read_text(encoding="utf-8").replace(data_line, fresh_line), encoding="utf-8")
+    draft.write_text(properties, encoding="ascii")
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     tool = ["kafka.tools.StorageTool", "format", "--standalone", f"--cluster-id={cluster_id}", "-c", str(draft)]
     if not any(jars.glob("kafka_*.jar")):
@@ -138,6 +151,7 @@ def _format(folder: Path, properties: Path, jars: Path, java: Path | str) -> Non
             capture_output=True,
             text=True,
             timeout=FORMAT_TIMEOUT_S,
+            env=os.environ | JAVA_ENVIRONMENT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

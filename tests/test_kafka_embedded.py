@@ -10,7 +10,7 @@ import pytest
 
 from config.child import free_port
 from config.settings import KafkaSettings
-from flead.errors import CorruptRunFolder, PortTaken, Unavailable
+from flead.errors import BadConfiguration, CorruptRunFolder, PortTaken, Unavailable
 from kafka.client import ReadingProducer
 from kafka.connection import wait_until_ready
 from kafka.embedded import broker_command, embedded_broker
@@ -126,6 +126,15 @@ def test_a_corrupt_folder_is_refused_with_the_mend(
     with pytest.raises(CorruptRunFolder, match=message) as caught:
         prepare_broker(folder, 9092, 9093, kafka_jars)
     assert f"move {folder} away, or delete it" in str(caught.value)
+
+
+def test_a_folder_may_have_any_name_but_one_with_a_comma(tmp_path: Path, kafka_jars: Path) -> None:
+    folder = tmp_path / "Jürgens Läufe 🏃" / "kafka"
+    prepare_broker(folder, 9092, 9093, kafka_jars)
+    assert (folder / "data" / "meta.properties").is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["Jürgens Läufe 🏃"]
+    with pytest.raises(BadConfiguration, match="holds a comma: name another"):
+        prepare_broker(tmp_path / "a, b", 9092, 9093, kafka_jars)
 
 
 def test_formatting_that_was_cut_off_is_done_again(folder: Path, kafka_jars: Path) -> None:
