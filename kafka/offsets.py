@@ -57,10 +57,15 @@ class Offsets:
     def lag(self, group: str, topic: str) -> dict[int, int]:
         """Count the records that a group has not consumed; where it never committed, all of them.
 
-        Where the last entry is a transaction's end marker, a group that has read everything may show 1.
+        All of them too where its offset lies outside of what the topic holds (old records were deleted, or the topic
+        was made anew): our groups then begin at the oldest record. Where the last entry is a transaction's end marker,
+        a group that has read everything may show 1.
         """
-        begin = self.beginning(topic) | self.committed(group, topic)
-        return {number: max(0, end - begin[number]) for number, end in self.end(topic).items()}
+        begin, committed = self.beginning(topic), self.committed(group, topic)
+        return {
+            number: end - next_offset(begin[number], committed.get(number), end)
+            for number, end in self.end(topic).items()
+        }
 
     def partitions(self, topic: str) -> list[int]:
         """List the numbers of a topic's partitions."""
@@ -105,6 +110,15 @@ def _checked(found: list[TopicPartition]) -> list[TopicPartition]:
         if item.error is not None:
             raise KafkaException(item.error)
     return found
+
+
+def next_offset(begin: int, committed: int | None, end: int) -> int:
+    """Where a group that resets to the oldest record goes on in a partition.
+
+    >>> next_offset(10, 15, 20), next_offset(10, None, 20), next_offset(10, 5, 20), next_offset(10, 25, 20)
+    (15, 10, 10, 10)
+    """
+    return begin if committed is None or not begin <= committed <= end else committed
 
 
 def positions(messages: Iterable[Message]) -> list[TopicPartition]:

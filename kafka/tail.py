@@ -54,7 +54,7 @@ class CheckReport:
         """Count one record."""
         self.by_partition[record.partition] += 1
         if record.key is not None:
-            self.places[record.key.decode(errors="replace")].add(record.partition)
+            self.places[record.key.decode(errors="backslashreplace")].add(record.partition)
         if record.problem is not None:
             self.reasons[record.problem.split(":", 1)[0]] += 1
             if len(self.examples) < self.MAX_EXAMPLES:

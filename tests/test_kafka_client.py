@@ -146,6 +146,11 @@ def test_lag_is_what_a_group_has_not_committed(kafka_servers: str, fleet: str) -
     assert offsets.committed(fleet, READINGS) == {partition: end[partition] - 3}
     assert offsets.lag(fleet, READINGS)[partition] == 3
 
+    with make_consumer(kafka_servers, fleet) as consumer:  # as if the topic had been made anew since
+        consumer.commit(offsets=[TopicPartition(READINGS, partition, end[partition] + 7)], asynchronous=False)
+
+    assert offsets.lag(fleet, READINGS)[partition] == end[partition] - begin[partition]
+
 
 @pytest.mark.servers
 def test_a_consumer_in_a_group_receives_and_continues_where_it_committed(kafka_servers: str, fleet: str) -> None:

@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from flead.errors import Unavailable
 from kafka.client import make_producer
 from kafka.offsets import Offsets
-from kafka.tail import CheckReport, check_topic, tail
+from kafka.tail import CheckReport, Record, check_topic, tail
 from kafka.topics import ALERTS, PREDICTIONS
 
 pytestmark = pytest.mark.servers
@@ -48,6 +48,14 @@ def test_a_check_finds_the_planted_records_and_no_others(kafka_servers: str, pro
     assert after.scattered[device] == [0, 1]
     assert not after.ok
     assert after.as_dict()["scattered"][device] == [0, 1]
+
+
+def test_keys_that_are_no_text_are_told_apart() -> None:
+    report = CheckReport(ALERTS)
+    for partition, key in enumerate((b"\xfe", b"\xff")):
+        report.add(Record(ALERTS, partition, 0, key, None, b"{}"))
+    assert report.scattered == {}
+    assert report.as_dict()["keys"] == 2
 
 
 def test_an_empty_report_is_fine() -> None:
