@@ -129,9 +129,12 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
         self._models[model.key] = offer
 
     def _follow(self, learner: DeviceLearner, device: str, ctx: Any) -> None:
-        """Let the learner have the version that is meant for it."""
+        """Let the learner have the version that is meant for it; a network of other layers is for nobody here."""
         cohort = learner.cohort
-        stable, canary = self._global_model(cohort, ctx), self._global_model(canary_key(cohort), ctx)
+        stable, canary = (
+            offer if offer and offer.architecture == learner.architecture else None
+            for offer in (self._global_model(cohort, ctx), self._global_model(canary_key(cohort), ctx))
+        )
         newest = stable.version if stable else 0
         if canary and canary.stage is Stage.CANARY and canary.version > newest:
             if learner.base_version == canary.version:
@@ -175,13 +178,15 @@ class Offer:
     """A version of a global model, and for whom it is."""
 
     theta: network.Vector
+    architecture: network.Architecture
     version: int
     stage: Stage
     share: float
 
 
 def _offer(model: GlobalModel) -> Offer:
-    return Offer(network.from_message(model.weights)[0], model.version, model.stage, model.share)
+    theta, architecture = network.from_message(model.weights)
+    return Offer(theta, architecture, model.version, model.stage, model.share)
 
 
 def _alert(said: dict[str, Any]) -> bytes:

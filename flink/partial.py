@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import orjson
 from pyflink.common import Row, Types
 from pyflink.datastream import DataStream, KeyedProcessFunction, OutputTag, ProcessFunction, RuntimeContext
 from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
-from flead.errors import BadInput
+from flead.errors import BadInput, BadUpdate
 from flead.messages import LocalUpdate
 from flead.partial import Part, partial_updates, sender_name, shard_of
 from flink.functions import BYTES, RECORD, STATE
@@ -31,10 +32,15 @@ from flink.functions import BYTES, RECORD, STATE
 SHARED = Types.ROW([Types.STRING(), BYTES])
 """A part on its way to its shard: the shard's name, and the part."""
 UNREADABLE = OutputTag("unreadable", RECORD)
+LARGEST = 1e100
+"""A parameter beyond it could make a sum infinite, which could not be sent; the server refuses far smaller ones."""
 
 
 class Shard(ProcessFunction):  # type: ignore[misc]
-    """Local updates to parts under their shard; what cannot be read goes on as it is, for the server to refuse."""
+    """Local updates to parts under their shard.
+
+    What cannot be read or summed up goes on as it is, for the server to refuse.
+    """
 
     def __init__(self, shards: int) -> None:
         self._shards = shards
@@ -44,6 +50,8 @@ class Shard(ProcessFunction):  # type: ignore[misc]
         key, raw = value
         try:
             part = Part.from_update(LocalUpdate.from_json(raw))
+            if np.abs(part.theta).max() > LARGEST:
+                raise BadUpdate(f"a parameter is beyond {LARGEST:g}")
         except BadInput:
             yield UNREADABLE, Row(key, raw)
         else:

@@ -69,7 +69,7 @@ class FlinkRest:
         return max(jobs, key=lambda job: (not job.is_over, job.started_ms), default=None)
 
     def last_error(self, job_id: str) -> str:
-        """The last line of what made a job fail; empty without one."""
+        """What made a job fail last, in one line; empty without one."""
         history = self._get(f"/jobs/{job_id}/exceptions")["exceptionHistory"]["entries"]
         traces = [entry["stacktrace"].splitlines()[0] for entry in history if entry.get("stacktrace")]
         causes = [line for line in traces if "Recovery is suppressed" not in line]

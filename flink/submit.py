@@ -39,10 +39,11 @@ class JobGivenUp(FleadError):
 def package(project: Path, target: Path) -> Path:
     """Zip what the workers get: exactly `flead/` and `flink/`, the same bytes for the same code."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(target, "w") as archive:
         for folder in SHIPPED:
             for path in sorted((project / folder).rglob("*.py")):
-                archive.writestr(zipfile.ZipInfo(str(path.relative_to(project))), path.read_bytes())
+                entry = zipfile.ZipInfo(str(path.relative_to(project)))
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
     return target
 
 

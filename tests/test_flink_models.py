@@ -59,9 +59,10 @@ class Kept:
 class Job:
     """The operator that learns, over states that a test can look into; one keyed state for each device."""
 
-    def __init__(self, *trusted: str) -> None:
+    def __init__(self, *trusted: str, learner: LearnerConfig = LEARNER) -> None:
+        self.learner = learner
         topics = Topics(**{name: f"flead.{name}" for name in NAMES})
-        config = JobConfig(bootstrap_servers="", topics=topics, checkpoints="", learner=LEARNER, trusted_keys=trusted)
+        config = JobConfig(bootstrap_servers="", topics=topics, checkpoints="", learner=learner, trusted_keys=trusted)
         self.operators: dict[str, Learn] = {name: Learn(config) for name in DEVICES}
         self.states = {name: Kept() for name in DEVICES}
         for name, operator in self.operators.items():
@@ -80,12 +81,14 @@ class Job:
         """The version that a device has after its next reading, and what its parameters are about."""
         reading = orjson.dumps(["2024-01-01T00:00:00Z", 1_704_067_200.0, {"t": None}, 0, 0, 0])
         list(self.operators[device].process_element(Row(device, reading), self.broadcast))
-        learner = DeviceLearner.from_bytes(self.states[device].value(), LEARNER)
+        learner = DeviceLearner.from_bytes(self.states[device].value(), self.learner)
         return learner.base_version, float(np.median(learner.theta))
 
 
-def model(version: int, value: float, stage: Stage = Stage.STABLE, share: float = 1.0) -> GlobalModel:
-    sizes = DeviceLearner(("t",), LEARNER).architecture
+def model(
+    version: int, value: float, stage: Stage = Stage.STABLE, share: float = 1.0, config: LearnerConfig = LEARNER
+) -> GlobalModel:
+    sizes = DeviceLearner(("t",), config).architecture
     theta = np.full(sizes.parameter_count, value)
     made = {"num_devices": 20, "total_samples": 2_000, "aggregation_strategy": "fedavg", "share": share, "stage": stage}
     weights = network.to_message(theta, sizes)
@@ -121,6 +124,17 @@ def test_a_stable_version_that_was_taken_back_is_given_up_by_all(job: Job) -> No
     job.publish(model(2, 0.5))
     assert job.version_of(OTHER) == (2, 0.5)
     job.publish(model(1, 0.25))
+    assert job.version_of(OTHER) == (1, 0.25)
+
+
+def test_a_network_of_other_layers_is_for_nobody_though_it_has_as_many_parameters() -> None:
+    # Two inputs and two outputs: hidden layers of 3 and 2 take as many weights and biases as layers of 2 and 3.
+    small = {"adoption": Adoption.REPLACE, "features": ("lag_1", "gap"), "skip": False}
+    ours, other = (LearnerConfig.model_validate(small | {"hidden_sizes": sizes}) for sizes in ((3, 2), (2, 3)))
+    job = Job(learner=ours)
+    job.publish(model(1, 0.25, config=other))
+    assert job.version_of(OTHER)[0] == 0
+    job.publish(model(1, 0.25, config=ours))
     assert job.version_of(OTHER) == (1, 0.25)
 
 

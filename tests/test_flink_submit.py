@@ -42,6 +42,7 @@ class TestThePackage:
                 "flead/learner.py",
                 "flink/job.py",
             ]
+            assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_DEFLATED}
             assert archive.read("flink/job.py") == b"# flink/job.py\n"
 
     def test_is_the_same_for_the_same_code(self, project: Path, tmp_path: Path) -> None:
