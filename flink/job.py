@@ -84,7 +84,24 @@ def build(config: JobConfig) -> StreamExecutionEnvironment:
     ):
         _add_sink(tables, statements, config, topic, stream, guarantee)
     statements.attach_as_datastream()
+    if config.readings_id:
+        _tie_to_kafka(env, config.readings_id)
     return env
+
+
+def _tie_to_kafka(env: StreamExecutionEnvironment, readings_id: str) -> None:
+    """Put this Kafka's mark into the uids of sources and sinks, under which their state is found again.
+
+    Offsets mean nothing to another Kafka, and a transaction that it does not know fails the restore, each time anew
+    (InvalidPidMappingException).
+    """
+    waiting = list(env._j_stream_execution_environment.getTransformations())
+    while waiting:
+        node = waiting.pop()
+        if node.getClass().getSimpleName() in ("SourceTransformation", "SinkTransformation"):
+            name, _, _ = node.getName().partition("[")  # behind it stands a number that other tables would change
+            node.setUid(f"{name} of {readings_id}")
+        waiting.extend(node.getInputs())
 
 
 _MILLISECONDS = "EXTRACT(EPOCH FROM t) * 1000 + EXTRACT(MILLISECOND FROM t)"

@@ -30,6 +30,9 @@ class JobConfig(BaseModel):
 
     Attributes
     ----------
+    readings_id:
+        the id that Kafka gave to the topic of readings when it was made: a restore point's offsets and transactions are
+        of this Kafka, and are left behind where it is another; empty: it is never another
     checkpoints:
         URI of the folder that checkpoints go to; every TaskManager can write there
     trusted_keys:
@@ -43,6 +46,7 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bootstrap_servers: str
+    readings_id: str = ""
     topics: Topics
     group: str = JOB_NAME
     checkpoints: str

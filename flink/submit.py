@@ -80,6 +80,8 @@ def submit(
     command += ["--jarfile", str(connector)]
     if restore:
         command += ["--fromSavepoint", restore]
+        if config.readings_id:  # what it holds of another Kafka is left behind
+            command += ["--allowNonRestoredState"]
     command += ["--config", config.model_dump_json()]
     try:
         done = subprocess.run(  # noqa: S603  # the command line is ours

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public, but not declared in __all__
     AdminClient,
     AlterConfigOpType,
@@ -152,6 +152,20 @@ def ensure_topics(servers: str, settings: KafkaSettings, *, timeout_s: float = 3
         changes.grown = _grow(admin, present, existing)
     _wait_for_leaders(admin, servers, wanted, timeout_s)
     return changes
+
+
+def topic_id(servers: str, topic: str) -> str:
+    """Ask for the id that Kafka gave to a topic when it was made; made anew, it has another.
+
+    Raises
+    ------
+    Unavailable
+        if the broker does not answer or the topic is missing
+    """
+    admin = make_admin(servers)  # has to live until it has answered
+    with translated("asking for a topic's id", servers):
+        asked = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT_S)
+        return str(asked[topic].result().topic_id)
 
 
 def _create(admin: AdminClient, topics: list[Topic]) -> list[str]:
