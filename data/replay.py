@@ -30,8 +30,8 @@ def replay(
 
     The same file gives the same records in the same order, so a producer that was killed goes on with
     `itertools.islice(replay(path), sent, None)`. Records of equal time keep the order of the file; records without a
-    readable time come first. Memory is flat: beyond `chunk_bytes` of text the sorting goes through a temporary
-    folder, which is gone when the iterator ends or is closed.
+    readable time come first, in an Intel Lab file where their text puts them. Memory is flat: beyond `chunk_bytes` of
+    text the sorting goes through a temporary folder, which is gone when the iterator ends or is closed.
 
     Parameters
     ----------

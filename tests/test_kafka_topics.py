@@ -7,6 +7,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
+    NewTopic,
     ResourceType,
 )
 
@@ -14,7 +15,8 @@ from config.child import free_port
 from config.settings import KafkaSettings
 from flead.errors import Unavailable
 from kafka.connection import make_admin, metadata
-from kafka.topics import ALERTS, DEAD_LETTERS, GLOBAL_MODEL, READINGS, declared_topics, ensure_topics
+from kafka.topics import ALERTS, DEAD_LETTERS, GLOBAL_MODEL, READINGS, declared_topics, ensure_topics, topic_id
+from tests.fixtures_storage import wait_until
 
 pytestmark = pytest.mark.servers
 
@@ -40,10 +42,34 @@ def test_a_setting_that_somebody_changed_is_set_again(kafka_servers: str, kafka_
     admin = make_admin(kafka_servers)
     admin.incremental_alter_configs([resource])[resource].result()
 
+    def retention() -> str | None:
+        value: str | None = admin.describe_configs([resource])[resource].result()["retention.ms"].value
+        return value
+
+    wait_until(lambda: retention() == "60000", 20)  # the controller has it before the broker does
     changes = ensure_topics(kafka_servers, kafka_settings)
 
     assert changes.altered == {ALERTS: {"retention.ms": str(30 * 86_400_000)}}
-    assert not ensure_topics(kafka_servers, kafka_settings)
+    wait_until(lambda: not ensure_topics(kafka_servers, kafka_settings), 20)
+
+
+def test_a_topic_made_anew_has_another_id(kafka_servers: str) -> None:
+    admin = make_admin(kafka_servers)
+
+    def is_there() -> bool:
+        return "anew" in metadata(admin, kafka_servers).topics
+
+    ids = []
+    for _ in range(2):
+        admin.create_topics([NewTopic("anew", 1, 1)])["anew"].result()
+        wait_until(is_there, 20)
+        ids.append(topic_id(kafka_servers, "anew"))
+        assert topic_id(kafka_servers, "anew") == ids[-1]
+        admin.delete_topics(["anew"])["anew"].result()
+        wait_until(lambda: not is_there(), 20)
+    assert ids[0] != ids[1]
+    with pytest.raises(Unavailable, match="has no such topic"):
+        topic_id(kafka_servers, "anew")
 
 
 def test_without_a_broker_the_error_names_the_address_and_the_mend() -> None:
