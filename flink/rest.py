@@ -71,7 +71,7 @@ class FlinkRest:
     def last_error(self, job_id: str) -> str:
         """What made a job fail last, in one line; empty without one."""
         history = self._get(f"/jobs/{job_id}/exceptions")["exceptionHistory"]["entries"]
-        traces = [entry["stacktrace"].splitlines()[0] for entry in history if entry.get("stacktrace")]
+        traces = [in_one_line(entry["stacktrace"]) for entry in history if entry.get("stacktrace")]
         causes = [line for line in traces if "Recovery is suppressed" not in line]
         return str((causes or traces or [""])[0])[:500]
 
@@ -111,6 +111,17 @@ class FlinkRest:
             raise Unavailable(
                 f"Flink at {self.url} does not answer ({error or type(error).__name__}): see `flead logs jobmanager`"
             ) from None
+
+
+def in_one_line(stacktrace: str) -> str:
+    r"""What failed, and what it came from in the end.
+
+    >>> in_one_line("A: no commit\n\tat x(X.java:1)\nCaused by: B: sent\nCaused by: C: unknown producer\n\t... 7 more")
+    'A: no commit, caused by C: unknown producer'
+    """
+    what, *lines = stacktrace.splitlines()
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    return ", caused by ".join([what, *causes[-1:]])
 
 
 def _cause(operation: Mapping[str, Any]) -> str:
