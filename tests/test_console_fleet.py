@@ -174,12 +174,16 @@ def test_figures() -> None:
     fleet.take([Record(Kind.DEAD_LETTER, json.dumps(letter).encode(), NOW)])
     figures = fleet.figures(NOW + 5)
     assert figures["per_second"]["prediction"] == 10
-    assert figures["last_minute"] | {"prediction": 0} == {
-        "prediction": 0, "alert": 1, "round": 0, "dead_letter": 1,
-    }  # fmt: skip
+    assert figures["last_minute"] | {"prediction": 0} == {"prediction": 0, "alert": 1, "dead_letter": 1}
     assert figures["latency_ms"]["p50"] == pytest.approx(20, rel=0.08)
     assert figures["reasons"] == {"bad_time": 1}
     assert (figures["unreadable"], figures["newest"]) == (0, NOW + 4.9)
+
+
+@pytest.mark.parametrize("version", [1e300, 2**60, -1])
+def test_a_version_that_no_page_can_be_sent_is_refused(version: float) -> None:
+    fleet = fleet_of(prediction(), prediction(model_version=version))
+    assert (fleet.unreadable, fleet.cohorts()["t"]["adopted"]) == (1, {1: 1})
 
 
 _json = st.recursive(
@@ -205,7 +209,7 @@ def test_whatever_is_in_a_topic_is_counted_and_stops_nothing(records: list[Recor
     assert fleet.unreadable <= len(records)
     fleet.look(NOW)
     assert "fine" in {name for name, _, _ in fleet.changes(0)["devices"]}
-    told: list[Any] = [fleet.changes(0), fleet.figures(NOW), fleet.cohorts(), fleet.rounds(), fleet.tally()]
+    told: list[Any] = [fleet.changes(0), fleet.figures(NOW), fleet.cohorts(), fleet.tally()]
     told += [fleet.device(name, 0) for name, _, _ in fleet.changes(0)["devices"]]
     orjson.dumps(told, option=orjson.OPT_NON_STR_KEYS)  # what a page is sent
 

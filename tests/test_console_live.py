@@ -267,7 +267,9 @@ def test_what_the_page_says_of_devices() -> None:
     tally = {"alarm": 0, "noted": 0, "silent": 0, "learning": 0, "ok": 0}
     assert about_devices(tally, []).level == "unknown"
     assert about_devices(tally | {"ok": 3}, [])[:2] == ("good", "All 3 devices are well")
-    assert about_devices(tally | {"ok": 3, "silent": 1}, [])[:2] == ("watch", "1 of 4 devices silent")
+    silent = about_devices(tally | {"ok": 3, "silent": 1}, [])
+    assert silent == ("watch", "1 of 4 devices silent", "The others are well.")
+    assert about_devices(tally | {"ok": 3, "silent": 1, "learning": 2}, []).detail == "2 still learning"
     assert about_devices(tally | {"silent": 4}, [])[:2] == ("bad", "No device is sending")
     assert about_devices(tally | {"ok": 1, "noted": 1}, ["b"])[:2] == ("good", "No lasting trouble")
     many = about_devices(tally | {"alarm": 9}, ["a", "b", "c", "d", "e"])

@@ -175,6 +175,15 @@ def test_a_device_has_an_address_that_can_be_sent_on(console: str, open_page: Op
     expect(page.get_by_role("dialog")).to_be_visible()
 
 
+def test_an_address_with_a_sign_that_means_itself(console: str, open_page: OpenPage, send: Any) -> None:
+    send("at 100%", predictions=2)
+    page = open_page(f"{console}/console/device/at 100%")
+    opened = page.get_by_role("dialog")
+    expect(opened.get_by_role("heading", level=2)).to_have_text("at 100%")
+    expect(opened.locator("canvas")).to_be_visible()
+    expect(cell(page, "at 100%")).to_have_attribute("aria-expanded", "true")
+
+
 def test_a_device_that_nobody_knows(console: str, open_page: OpenPage) -> None:
     page = open_page(f"{console}/console/device/nobody")
     expect(page.get_by_role("dialog")).to_contain_text("Nothing was heard of this device")
@@ -200,6 +209,44 @@ def test_with_the_keyboard_alone(console: str, open_page: OpenPage, send: Any) -
     expect(page.get_by_role("dialog").get_by_role("heading", level=2)).to_have_text("key-3")
     page.keyboard.press("Escape")
     expect(cell(page, "key-3")).to_be_focused()
+
+
+def test_the_keyboard_goes_back_to_the_alarms_that_it_came_from(console: str, open_page: OpenPage, send: Any) -> None:
+    send("back-1", predictions=2, alerts=1)
+    page = open_page(f"{console}/console/")
+    search = page.get_by_label("Alarms of this device")
+    page.get_by_label("Find a device").fill("back-")
+    search.fill("nobody")
+    search.press("Escape")
+    expect(search).to_have_value("")
+    expect(page.get_by_label("Find a device")).to_have_value("back-")
+    line = page.locator(".feed li button", has_text="back-1")
+    line.focus()
+    page.keyboard.press("Enter")
+    expect(cell(page, "back-1")).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("Escape")
+    expect(line).to_be_focused()
+
+
+def test_what_a_device_was_drawn_with_is_given_back(console: str, open_page: OpenPage, send: Any) -> None:
+    for number in (1, 2, 3):
+        send(f"drawn-{number}", predictions=2)
+    page = open_page(f"{console}/console/")
+    for number in (1, 2, 3):
+        cell(page, f"drawn-{number}").press("Enter")  # the open one lies over it
+        expect(page.locator(".chart canvas")).to_be_visible()
+    expect(page.locator(".chart canvas")).to_have_count(1)
+    assert kept_in_memory(page, "flead-console/chart.js", "Chart") == 1
+
+
+def kept_in_memory(page: Page, module: str, name: str) -> int:
+    """How many instances of a module's class the browser holds after it has collected its garbage."""
+    tools = page.context.new_cdp_session(page)
+    asked = {"expression": f"import('{module}').then((found) => found.{name}.prototype)", "awaitPromise": True}
+    of = tools.send("Runtime.evaluate", asked)["result"]["objectId"]
+    found = tools.send("Runtime.queryObjects", {"prototypeObjectId": of})["objects"]["objectId"]
+    length = {"objectId": found, "functionDeclaration": "function() { return this.length; }"}
+    return int(tools.send("Runtime.callFunctionOn", length)["result"]["value"])
 
 
 def test_the_map(console: str, open_page: OpenPage, send: Any) -> None:

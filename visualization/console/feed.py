@@ -15,7 +15,7 @@ from flead.errors import Unavailable
 from kafka.client import make_consumer
 from kafka.connection import translated
 from kafka.offsets import Offsets
-from kafka.topics import ALERTS, DEAD_LETTERS, GLOBAL_MODEL, PREDICTIONS
+from kafka.topics import ALERTS, DEAD_LETTERS, PREDICTIONS
 from visualization.console.fleet import Fleet, Kind, Record
 
 LOG = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ LOG = logging.getLogger(__name__)
 KINDS: Mapping[str, Kind] = {
     PREDICTIONS: Kind.PREDICTION,
     ALERTS: Kind.ALERT,
-    GLOBAL_MODEL: Kind.ROUND,
     DEAD_LETTERS: Kind.DEAD_LETTER,
 }
 """The topics that are read, and what their records say."""

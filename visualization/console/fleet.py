@@ -58,7 +58,6 @@ class Kind(StrEnum):
 
     PREDICTION = "prediction"
     ALERT = "alert"
-    ROUND = "round"
     DEAD_LETTER = "dead_letter"
 
 
@@ -338,14 +337,12 @@ class Fleet:
         self._rates = Rates()
         self._latency = Latency()
         self._skills: dict[str, Skills] = {}  # by cohort
-        self._rounds: deque[dict[str, Any]] = deque(maxlen=VERSIONS)
         self.counts = dict.fromkeys(Kind, 0)
         self.unreadable = 0
         self.reasons: dict[str, int] = {}
         self._newest = 0.0
         self._take = {
-            Kind.PREDICTION: self._prediction, Kind.ALERT: self._alert, Kind.ROUND: self._round,
-            Kind.DEAD_LETTER: self._dead_letter,
+            Kind.PREDICTION: self._prediction, Kind.ALERT: self._alert, Kind.DEAD_LETTER: self._dead_letter,
         }  # fmt: skip
 
     def take(self, records: Iterable[Record]) -> None:
@@ -355,16 +352,15 @@ class Fleet:
                 kind = record.kind
                 self.counts[kind] += 1
                 self._rates.add(kind, record.at)
-                if kind in self._take:
-                    try:
-                        self._take[kind](orjson.loads(record.value or b""), record.at)
-                    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-                        self.unreadable += 1
+                try:
+                    self._take[kind](orjson.loads(record.value or b""), record.at)
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                    self.unreadable += 1
 
     def _prediction(self, said: dict[str, Any], at: float) -> None:
         name, observed, expected = said["device_id"], said["observed"], said["expected"] or {}
         time = datetime.fromisoformat(said["timestamp"]).timestamp()
-        version, error, waited = int(said["model_version"]), said["error"], at * 1000 - float(said["produced_ms"])
+        version, error, waited = _version(said["model_version"]), said["error"], at * 1000 - float(said["produced_ms"])
         cohort, anomaly = _text(said["cohort"]), bool(said["is_anomaly"])
         device = self._devices.get(name) or Device(_text(name))
         if len(observed) != len(device.history.sensors) or not observed.keys() >= set(device.history.sensors):
@@ -413,14 +409,6 @@ class Fleet:
             self._feed.append(episode)
         episode.said, episode.last, episode.revision = said, max(at, episode.last), self._revision
         episode.count += 1
-
-    def _round(self, said: dict[str, Any], at: float) -> None:
-        self._rounds.append(
-            {
-                "cohort": _text(said["cohort"]), "round": int(said["version"]), "at": at,
-                "devices": int(said["num_devices"]), "samples": int(said["total_samples"]),
-            }
-        )  # fmt: skip
 
     def _dead_letter(self, said: dict[str, Any], _at: float) -> None:
         reason = _text(said["reason"])
@@ -499,11 +487,6 @@ class Fleet:
                     found[name]["skills"] = skills.values()
             return found
 
-    def rounds(self) -> list[dict[str, Any]]:
-        """The rounds that were published lately, oldest first."""
-        with self._lock:
-            return list(self._rounds)
-
     def device(self, name: str, written: int) -> dict[str, Any] | None:
         """One device: its readings behind the first `written`, and what it last said; None where it is not known."""
         with self._lock:
@@ -541,3 +524,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 128:
         raise TypeError("not a name")
     return value
+
+
+def _version(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number < 2**53:  # more than a page, or JSON, can hold
+        raise ValueError("not a version")
+    return number

@@ -124,7 +124,8 @@ def about_devices(tally: Mapping[str, int], troubled: Sequence[str]) -> Answer:
         names = listed(troubled[:alarm], 4) if alarm <= len(troubled) else f"{', '.join(troubled[:4])} and others"
         return Answer("bad", f"{whole(alarm)} of {counted(total, 'device')} need a look", "; ".join([names, *others]))
     if silent:
-        return Answer("watch", f"{whole(silent)} of {counted(total, 'device')} silent", "; ".join(others))
+        rest = "; ".join(other for other in others if not other.endswith("silent")) or "The others are well."
+        return Answer("watch", f"{whole(silent)} of {counted(total, 'device')} silent", rest)
     if noted:
         return Answer("good", "No lasting trouble", f"{'; '.join(others)}: {listed(troubled, 4)}")
     return Answer(

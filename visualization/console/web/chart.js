@@ -23,7 +23,8 @@ export class Chart {
       this.resizing.observe(element);
       this.style();
     });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", this.restyle);
+    this.system = matchMedia("(prefers-color-scheme: dark)"); // each call gives another, which keeps its own listeners
+    this.system.addEventListener("change", this.restyle);
     addEventListener("flead-theme", this.restyle);
   }
 
@@ -35,7 +36,7 @@ export class Chart {
     this.ended = true;
     this.resizing?.disconnect();
     this.chart?.dispose();
-    matchMedia("(prefers-color-scheme: dark)").removeEventListener("change", this.restyle);
+    this.system.removeEventListener("change", this.restyle);
     removeEventListener("flead-theme", this.restyle);
   }
 
@@ -97,7 +98,7 @@ export class Chart {
     const { time, observed, expected, anomaly, unit } = this.data;
     if (place >= time.length) return "";
     const number = (value) => (value === null ? "\u2013" : `${+value.toPrecision(5)}${unit ? ` ${unit}` : ""}`);
-    const moment = new Date(time[place] * 1000).toISOString().slice(0, 19).replace("T", " ");
+    const moment = `${new Date(time[place] * 1000).toISOString().slice(0, 19).replace("T", " ")} UTC`;
     return `${moment}\nobserved ${number(observed[place])}\nexpected ${number(expected[place])}${anomaly[place] ? "\nanomaly" : ""}`;
   }
 }

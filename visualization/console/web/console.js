@@ -13,6 +13,15 @@ const TOLD_S = 20; // what became of something that was asked for is shown for s
 const SERVICE = { running: "ok", finished: "ok", starting: "learning", restarting: "alarm", backoff: "alarm", fatal: "alarm", stopped: "silent", exited: "silent" };
 const THEMES = { auto: "Auto", light: "Light", dark: "Dark" };
 
+// An address that somebody typed may hold a "%" that means itself.
+function decoded(text) {
+  try {
+    return decodeURIComponent(text.replace(/%(?![0-9a-f]{2})/gi, "%25"));
+  } catch {
+    return text;
+  }
+}
+
 export default {
   components: { alerts, confirm, device, grid, model, quarantine },
   props: { positions: Object, kinds: Object, person: Object, mayAct: Boolean },
@@ -31,6 +40,7 @@ export default {
   mounted() {
     addEventListener("popstate", this.fromAddress);
     addEventListener("keydown", this.onKey);
+    document.addEventListener("visibilitychange", () => { this.frameAt &&= performance.now(); }); // hidden, it got none
     this.fromAddress();
     setInterval(() => { this.late = this.frameAt !== undefined && performance.now() - this.frameAt > LATE_S * 1000 && !document.hidden; }, 1000);
   },
@@ -174,14 +184,20 @@ export default {
     },
     show(name) {
       const before = this.opened;
+      if (before === null) this.opener = document.activeElement; // where the keyboard goes back to
       this.opened = name;
       document.title = name === null ? "FLEAD" : `${name} \u2013 FLEAD`;
       this.$emit("show", name);
-      if (name === null && before !== null) this.$nextTick(() => this.$refs.grid?.focus(before));
+      if (name === null && before !== null) this.$nextTick(() => this.leave(before));
+    },
+    // Back to where a device was opened from; to its cell where that is gone.
+    leave(device) {
+      this.opener?.focus();
+      if (document.activeElement !== this.opener || this.opener === document.body) this.$refs.grid?.focus(device);
     },
     fromAddress() {
       const found = location.pathname.slice(this.prefix.length).match(/^\/device\/(.+)$/);
-      const name = found ? decodeURIComponent(found[1]) : null;
+      const name = found ? decoded(found[1]) : null;
       if (name !== this.opened) this.show(name);
     },
     toggle(state) {
@@ -201,7 +217,7 @@ export default {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
       const typing = event.target.closest?.("input, select, textarea");
       if (event.key === "Escape" && this.opened !== null) this.open(null);
-      else if (event.key === "Escape" && typing) this.search = "";
+      else if (event.key === "Escape" && event.target === this.$refs.search) this.search = "";
       else if (event.key === "/" && !typing) this.$refs.search?.focus();
       else if (event.key === "p" && !typing) this.$refs.alerts?.toggle();
       else return;

@@ -66,7 +66,7 @@ export default {
           <button v-for="one in sensors" :key="one.sensor" type="button" :aria-pressed="chosen.includes(one.sensor) ? 'true' : 'false'"
             @click="choose(one.sensor)">{{ one.sensor }}</button>
         </div>
-        <p class="key" aria-hidden="true"><span><i class="observed"></i>observed</span><span><i class="expected"></i>expected</span><span><i class="band"></i>where 19 of 20 readings lie</span><span><i class="sign" data-state="alarm"></i>anomaly</span><span><i class="ahead"></i>{{ minutes }} min ahead</span></p>
+        <p class="key" aria-hidden="true"><span><i class="observed"></i>observed</span><span><i class="expected"></i>expected</span><span><i class="band"></i>where 19 of 20 readings lie</span><span><i class="sign" data-state="alarm"></i>anomaly</span><span><i class="ahead"></i>{{ minutes }} min ahead</span><span>times in UTC</span></p>
         <figure v-for="sensor in chosen" :key="sensor" class="chart">
           <figcaption><b>{{ sensor }}</b><span v-for="one in sensors.filter((one) => one.sensor === sensor)" :key="one.sensor">
             <b class="now">{{ one.observed }}</b> expected {{ one.expected }}; in {{ minutes }} min {{ one.ahead }}</span></figcaption>

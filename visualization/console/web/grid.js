@@ -39,6 +39,7 @@ export default {
     clear() {
       this.cells.clear();
       this.byName = [];
+      this.sorted = [];
       this.$el.replaceChildren();
       this.dirty = true;
     },
@@ -57,6 +58,7 @@ export default {
         button.dataset.name = name;
         label.textContent = name; // text, never HTML: names come from outside
         sign.setAttribute("aria-hidden", "true");
+        if (name === this.opened) button.setAttribute("aria-expanded", "true");
         cell = { button, label, count, state: null, alarms: 0 };
         this.cells.set(name, cell);
         this.$el.append(button);

@@ -1,4 +1,4 @@
-// Numbers and times for people; what is not known is a dash.
+// Numbers and times for people; what is not known, or no number, is a dash.
 
 const UNKNOWN = "\u2013";
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -6,9 +6,10 @@ const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignific
 const calendar = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
-export const whole = (value) => (value == null ? UNKNOWN : Math.abs(value) < 1e5 ? plain.format(value) : short.format(value));
+const isNumber = (value) => typeof value === "number"; // what a device says of itself may be anything
+export const whole = (value) => (!isNumber(value) ? UNKNOWN : Math.abs(value) < 1e5 ? plain.format(value) : short.format(value));
 export const rate = (value) => (value == null ? UNKNOWN : value > 0 && value < 10 ? value.toFixed(1) : whole(value));
-export const fixed = (value, digits) => (value == null ? UNKNOWN : value.toFixed(digits));
+export const fixed = (value, digits) => (!isNumber(value) ? UNKNOWN : value.toFixed(digits));
 export const share = (value) => `${(100 * value).toFixed(Math.abs(value) < 0.0995 ? 1 : 0)}\u00a0%`;
 export const counted = (value, name) => `${whole(value)} ${name}${value === 1 ? "" : "s"}`;
 export const at = (seconds) => (seconds ? clock.format(seconds * 1000) : UNKNOWN);
@@ -21,7 +22,7 @@ export const day = (seconds) => {
 export const signed = (value) => `${value < 0 ? "\u2212" : "+"}${share(Math.abs(value))}`;
 export const millis = (ms) => (ms == null ? UNKNOWN : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 export const measured = (value, unit) =>
-  value == null ? UNKNOWN : `${+(+value.toFixed(9)).toPrecision(4)}${unit ? `\u00a0${unit}` : ""}`;
+  !isNumber(value) ? UNKNOWN : `${+(+value.toFixed(9)).toPrecision(4)}${unit ? `\u00a0${unit}` : ""}`;
 
 export const STATES = {
   alarm: { name: "Alarm", means: "anomalies again and again in the last minutes" },
