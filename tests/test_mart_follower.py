@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import bson
+import psycopg
 import pytest
 from bson import json_util
 from bson.datetime_ms import DatetimeMS
@@ -320,6 +322,22 @@ def test_an_older_layout_is_made_anew(mart: Mart, mongo: Mongo) -> None:
         wait_until(lambda: mart.ask("SELECT layout FROM mart.state") == [(LAYOUT,)])
         wait_level(mart, mongo.database)
     assert "old" not in {name for (name,) in mart.ask("SELECT attname FROM pg_attribute")}
+
+
+def test_a_mart_that_is_dropped_is_made_anew(mart: Mart, mongo: Mongo) -> None:
+    with following(mart, mongo.database):
+        mongo.database.device_data.insert_many([reading(n) for n in range(50)])
+        wait_level(mart, mongo.database)
+        mart.do("DROP SCHEMA mart CASCADE")
+        mongo.database.device_data.insert_one(reading(50))
+        wait_until(lambda: mart.ask("SELECT to_regclass('mart.state')") != [(None,)])
+        wait_until(lambda: is_whole(mart, 51))
+
+
+def is_whole(mart: Mart, rows: int) -> bool:
+    with suppress(psycopg.errors.UndefinedTable):
+        return mart.count("device_data") == rows
+    return False
 
 
 def test_a_newer_layout_is_left_alone(mart: Mart, mongo: Mongo) -> None:

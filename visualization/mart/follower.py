@@ -100,6 +100,8 @@ class Follower:
                     self._keep(connection, stop)
             except PyMongoError as error:
                 self._say_away("MongoDB", " ".join(f"{type(error).__name__}: {error}".split())[:200])
+            except (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedTable) as error:
+                log.warning("somebody dropped the mart: %s", line(error))
             except psycopg.Error as error:
                 if not is_away(error):
                     raise
