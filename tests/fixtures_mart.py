@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -61,8 +62,9 @@ class Mart:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mart]:
     mart = Mart(MartSettings(port=free_port()), tmp_path_factory.mktemp("postgres"))
-    with embedded_postgres(mart.run_dir, mart.settings):
+    with embedded_postgres(mart.run_dir, mart.settings) as running:
         yield mart
+        os.kill(running.pid, signal.SIGQUIT)  # at once: to write down what nobody needs takes it seconds
 
 
 @pytest.fixture

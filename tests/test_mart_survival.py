@@ -27,7 +27,7 @@ from visualization.mart.server import Role, embedded_postgres
 
 pytestmark = pytest.mark.servers
 
-KILLS = 10
+KILLS = 6
 
 
 class Servers:
@@ -111,12 +111,12 @@ def test_followers_mongodb_and_postgresql_are_killed(tmp_path: Path) -> None:
             for number in range(KILLS):
                 with follow_process(mart, servers.mongodb, log) as process:
                     wait_until_it_goes_on()
-                    if number == 4:
+                    if number == 2:
                         servers.kill_mongod()
                         wait_until(lambda: "MongoDB does not answer, waiting for it" in log.read_text())
                         servers.start_mongod()
                         wait_until_it_goes_on()
-                    if number == 7:
+                    if number == 4:
                         servers.kill_postgres()
                         wait_until(lambda: "PostgreSQL does not answer, waiting for it" in log.read_text())
                         servers.start_postgres()
