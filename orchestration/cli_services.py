@@ -152,12 +152,13 @@ def learn(run_dir: RunDir = None) -> None:
     """Keep the learning job on Flink: submit, watch, resume from the newest checkpoint; stop with a savepoint."""
     from config.settings import PROJECT
     from flink.submit import JobKeeper, package, submit
-    from kafka.topics import ensure_topics
+    from kafka.topics import READINGS, ensure_topics, topic_id
     from orchestration.services import flink_cluster, job_config
 
     settings = settings_for(run_dir)
     ensure_topics(settings.kafka.servers, settings.kafka)
-    config, cluster = job_config(settings), flink_cluster(settings)
+    config = job_config(settings).model_copy(update={"readings_id": topic_id(settings.kafka.servers, READINGS)})
+    cluster = flink_cluster(settings)
     cluster.prepare()
     folder = settings.run_dir / "flink"
     archive = package(PROJECT, folder / "flead-job.zip")
