@@ -7,7 +7,8 @@ there, and the agreed masks of those who left.
 
 Source: Bonawitz et al., 2017, "Practical secure aggregation for privacy-preserving machine learning", the version for
 a server that follows the protocol; of the version for one that does not, keys signed by identity keys, and a threshold
-above half, checked by the devices. `docs/privacy.md` says what follows from that and what does not.
+above two thirds, checked by the devices, but not its consistency check, in which devices show each other who they were
+told is in the sum. `docs/privacy.md` says what follows from that and what does not.
 
 Numbers: sums are taken modulo 2^64, shares modulo the prime 2^256 + 297. Keys are X25519, streams ChaCha20, key
 derivation HKDF-SHA256, all from `cryptography`.
@@ -256,10 +257,10 @@ class Party:
             raise BadSecureSum(
                 f"the threshold is {threshold}: we help to no sum over fewer than {self._fewest} devices"
             )
-        if not len(roster) < 2 * threshold <= 2 * len(roster):
+        if not 2 * len(roster) < 3 * threshold <= 3 * len(roster):
             raise BadSecureSum(
-                f"the threshold is {threshold} of {len(roster)} devices: with half or less the server could ask one "
-                "half for what hides a device, and the other for the rest"
+                f"the threshold is {threshold} of {len(roster)} devices: with two thirds or less a server that tells "
+                "each device of other survivors could see the values of one"
             )
         public = [key for keys in roster.values() for key in (keys.channel, keys.mask)]
         if len(set(public)) != len(public):

@@ -37,7 +37,7 @@ NOW = datetime(2024, 6, 1, tzinfo=UTC)
 SHAPE = Architecture(2, (3,), 1)
 SIZE = SHAPE.parameter_count
 SETTINGS = SecureSettings(
-    devices=10, min_devices=4, threshold=0.6, gather_s=60, phase_s=30, max_samples=1_000, max_weight=10.0
+    devices=10, min_devices=4, threshold=0.67, gather_s=60, phase_s=30, max_samples=1_000, max_weight=10.0
 )
 LATER = timedelta(seconds=61)
 SECONDS = timedelta(seconds=1)
@@ -152,19 +152,19 @@ class TestASession:
         assert_forgotten(session)
 
     def test_goes_on_without_those_who_leave_at_each_step(self) -> None:
-        _sums, recorder, session, fleet, names = started()
-        fleet.keys(names[:9])
+        _sums, recorder, session, fleet, names = started(13, SETTINGS.model_copy(update={"devices": 13}))
+        fleet.keys(names[:12])
         assert phase_of(session) is Phase.KEYS
         now = NOW + LATER
-        fleet.shares(names[:8], now)  # one more leaves
+        fleet.shares(names[:11], now)  # one more leaves
         now += LATER
-        fleet.masked(names[1:8], now)  # one leaves whose masks are in the sum
+        fleet.masked(names[1:11], now)  # one leaves whose masks are in the sum
         now += LATER
-        fleet.unmask(names[1:7], now)  # one of the sum does not help
+        fleet.unmask(names[1:10], now)  # one of the sum does not help
         assert phase_of(session) is Phase.DONE
         [update] = recorder.updates
-        assert update.metadata["devices"] == 7
-        np.testing.assert_allclose(theta_of(update), fleet.mean(names[1:8]), rtol=0, atol=1e-9)
+        assert update.metadata["devices"] == 10
+        np.testing.assert_allclose(theta_of(update), fleet.mean(names[1:11]), rtol=0, atol=1e-9)
 
     @pytest.mark.parametrize("step", ["keys", "shares", "masked", "unmask"])
     def test_is_abandoned_and_forgets_where_too_few_stay(self, step: str) -> None:

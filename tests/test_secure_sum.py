@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -95,7 +96,7 @@ def inputs(n: int, size: int = 5) -> tuple[dict[str, Words], dict[str, Vector], 
 @settings(max_examples=25, deadline=None)
 def test_the_sum_is_the_weighted_mean_whoever_leaves_at_whatever_step(data: st.DataObject, n: int) -> None:
     values, models, samples = inputs(n)
-    threshold = data.draw(st.integers(n // 2 + 1, n).filter(lambda t: t >= 2), label="threshold")
+    threshold = data.draw(st.integers(2 * n // 3 + 1, n), label="threshold")
     shared = data.draw(st.sets(st.sampled_from(sorted(values)), min_size=threshold), label="shared")
     survivors = data.draw(st.sets(st.sampled_from(sorted(shared)), min_size=threshold), label="survivors")
     helpers = data.draw(st.sets(st.sampled_from(sorted(survivors)), min_size=threshold), label="helpers")
@@ -108,7 +109,7 @@ def test_the_sum_is_the_weighted_mean_whoever_leaves_at_whatever_step(data: st.D
 
 
 def test_one_helper_too_few_and_there_is_no_sum() -> None:
-    session = Round(inputs(6)[0], threshold=4)
+    session = Round(inputs(5)[0], threshold=4)
     total = session.mask(sorted(session.inputs))
     with pytest.raises(BadSecureSum, match="3 devices help to unmask, and 4 are needed"):
         session.unmask(total, session.open(["mote-0", "mote-1", "mote-2"]))
@@ -143,6 +144,35 @@ def test_a_device_that_was_taken_for_lost_is_hidden_by_its_own_mask_when_its_val
     assert (left > 2**40).all()  # its own mask: small numbers here would be the values, shining through
     with pytest.raises(BadSecureSum, match="0 devices help"):
         recovered(SESSION, session.roster, {"mote-0": Kind.SEED}, 3, opened)
+
+
+def test_a_server_that_tells_devices_of_different_survivors_sees_no_devices_values() -> None:
+    """It lets mote-0 mask with as few peers as it may, and has each of these dropped by as many helpers as it can."""
+    values, _, _ = inputs(5)
+    session = least_accepted(values)
+    few = {f"mote-{i}": session.sealed_for("mote-0")[f"mote-{i}"] for i in range(1, session.threshold)}
+    session.parties["mote-0"].mask(values["mote-0"], few)
+    others = sorted(session.inputs)[1:]
+    session.mask(others)
+    opened = {}
+    for place, name in enumerate(others):
+        gone = [peer for peer in few if peer != name]
+        gone = (gone[place:] + gone[:place])[: len(values) - session.threshold]
+        opened[name] = session.parties[name].open([peer for peer in session.inputs if peer not in gone])
+    recovered(SESSION, session.roster, {"mote-0": Kind.SEED}, session.threshold, opened)  # its own mask is gone, then
+    kept = [
+        peer
+        for peer in few
+        if sum(shares[peer].kind is Kind.MASK_KEY for shares in opened.values()) < session.threshold
+    ]
+    assert kept, "every mask that mote-0 agreed on can be taken away"
+
+
+def least_accepted(values: dict[str, Words]) -> Round:
+    for threshold in range(2, len(values)):
+        with suppress(BadSecureSum):
+            return Round(values, threshold)
+    return Round(values, len(values))
 
 
 def test_shares_fewer_than_the_threshold_fit_every_secret() -> None:
@@ -195,22 +225,22 @@ def flipped(share: Share, bit: int = 0) -> Share:
     return replace(share, value=value.to_bytes(SHARE_BYTES, "big"))
 
 
-@pytest.mark.parametrize("about", ["mote-1", "mote-5"])  # a survivor, and one that left
+@pytest.mark.parametrize("about", ["mote-1", "mote-6"])  # a survivor, and one that left
 def test_a_changed_bit_of_an_opened_share_is_caught(about: str) -> None:
-    session = Round(inputs(6)[0], threshold=4)
-    total = session.mask([f"mote-{i}" for i in range(5)])
-    opened = session.open([f"mote-{i}" for i in range(4)])
+    session = Round(inputs(7)[0], threshold=5)
+    total = session.mask([f"mote-{i}" for i in range(6)])
+    opened = session.open([f"mote-{i}" for i in range(5)])
     opened["mote-2"][about] = flipped(opened["mote-2"][about])
     with pytest.raises(BadSecureSum, match=f"the shares of '{about}' do not make the secret"):
         session.unmask(total, opened)
 
 
 def test_one_wrong_helper_spoils_nothing_where_there_is_one_more_than_needed() -> None:
-    session = Round(inputs(6)[0], threshold=4)
-    total = session.mask([f"mote-{i}" for i in range(5)])
-    right = session.unmask(total, session.open([f"mote-{i}" for i in range(4)]))
-    for liar in range(5):
-        opened = session.open([f"mote-{i}" for i in range(5)])
+    session = Round(inputs(7)[0], threshold=5)
+    total = session.mask([f"mote-{i}" for i in range(6)])
+    right = session.unmask(total, session.open([f"mote-{i}" for i in range(5)]))
+    for liar in range(6):
+        opened = session.open([f"mote-{i}" for i in range(6)])
         opened[f"mote-{liar}"] = {peer: flipped(share, 7) for peer, share in opened[f"mote-{liar}"].items()}
         np.testing.assert_array_equal(session.unmask(total, opened), right)
 
@@ -225,7 +255,7 @@ def test_shares_of_the_wrong_kind_do_not_help() -> None:
 
 class TestADeviceRefuses:
     def test_both_shares_of_a_peer(self) -> None:
-        session = Round(inputs(5)[0], threshold=3)
+        session = Round(inputs(5)[0], threshold=4)
         session.mask(sorted(session.inputs))
         device = session.parties["mote-0"]
         first = device.open(["mote-0", "mote-1", "mote-2", "mote-3"])
@@ -234,41 +264,41 @@ class TestADeviceRefuses:
             device.open(sorted(session.inputs))
 
     def test_a_sum_over_too_few(self) -> None:
-        session = Round(inputs(5)[0], threshold=3)
+        session = Round(inputs(5)[0], threshold=4)
         session.mask(sorted(session.inputs))
-        with pytest.raises(BadSecureSum, match="over 2 devices, and 3 are needed"):
-            session.parties["mote-0"].open(["mote-0", "mote-1"])
+        with pytest.raises(BadSecureSum, match="over 3 devices, and 4 are needed"):
+            session.parties["mote-0"].open(["mote-0", "mote-1", "mote-2"])
 
     def test_a_sum_without_itself(self) -> None:
-        session = Round(inputs(5)[0], threshold=3)
+        session = Round(inputs(5)[0], threshold=4)
         session.mask(sorted(session.inputs))
         with pytest.raises(BadSecureSum, match="not in it with us"):
-            session.parties["mote-0"].open(["mote-1", "mote-2", "mote-3"])
+            session.parties["mote-0"].open(["mote-1", "mote-2", "mote-3", "mote-4"])
 
     def test_to_help_before_it_gave_its_values(self) -> None:
-        session = Round(inputs(3)[0], threshold=2)
+        session = Round(inputs(3)[0], threshold=3)
         with pytest.raises(BadSecureSum, match="not in it with us"):
             session.parties["mote-0"].open(sorted(session.inputs))
 
     def test_to_mask_other_values_a_second_time(self) -> None:
-        session = Round(inputs(3)[0], threshold=2)
+        session = Round(inputs(3)[0], threshold=3)
         device, sealed = session.parties["mote-0"], session.sealed_for("mote-0")
         first = device.mask(session.inputs["mote-0"], sealed)
         np.testing.assert_array_equal(device.mask(session.inputs["mote-0"], sealed), first)
         with pytest.raises(BadSecureSum, match="mask twice"):
             device.mask(session.inputs["mote-0"] + np.uint64(1), sealed)
         with pytest.raises(BadSecureSum, match="mask twice"):
-            device.mask(session.inputs["mote-0"], {"mote-1": sealed["mote-1"]})
+            device.mask(session.inputs["mote-0"], sealed | {"mote-1": sealed["mote-2"]})
 
     def test_to_go_on_with_too_few(self) -> None:
         session = Round(inputs(4)[0], threshold=3)
         with pytest.raises(BadSecureSum, match="2 devices go on, and 3 are needed"):
             session.parties["mote-0"].mask(session.inputs["mote-0"], {"mote-1": session.sealed["mote-1"]["mote-0"]})
 
-    @pytest.mark.parametrize("threshold", [2, 3])
-    def test_a_threshold_of_half_or_less(self, threshold: int) -> None:
+    @pytest.mark.parametrize("threshold", [2, 3, 4])
+    def test_a_threshold_of_two_thirds_or_less(self, threshold: int) -> None:
         parties = [party(f"mote-{i}") for i in range(6)]
-        with pytest.raises(BadSecureSum, match="one half"):
+        with pytest.raises(BadSecureSum, match="two thirds"):
             parties[0].share({p.name: p.keys for p in parties}, threshold)
 
     def test_a_threshold_above_all(self) -> None:
@@ -306,7 +336,7 @@ class TestADeviceRefuses:
         parties = [party(f"mote-{i}") for i in range(3)]
         roster = {p.name: p.keys for p in parties} | {"mote-1": Keys(bytes(32), b"1" * 32, b"1" * 32)}
         with pytest.raises(BadSecureSum, match="is none"):
-            parties[0].share(roster, 2)
+            parties[0].share(roster, 3)
 
 
 class TestSignedKeys:
@@ -321,18 +351,18 @@ class TestSignedKeys:
 
     def test_are_taken(self) -> None:
         parties, roster = self.fleet()
-        assert parties[0].share(roster, 2).keys() == {"mote-1", "mote-2"}
+        assert parties[0].share(roster, 3).keys() == {"mote-1", "mote-2"}
 
     def test_that_are_missing_are_refused(self) -> None:
         parties, roster = self.fleet(signs=False)
         with pytest.raises(BadSecureSum, match="not signed by the device"):
-            parties[0].share(roster, 2)
+            parties[0].share(roster, 3)
 
     def test_put_there_by_the_server_are_refused(self) -> None:
         parties, roster = self.fleet()
         forged = replace(party("mote-1").keys, signature=roster["mote-1"].signature)
         with pytest.raises(BadSecureSum, match="'mote-1' are not signed"):
-            parties[0].share(roster | {"mote-1": forged}, 2)
+            parties[0].share(roster | {"mote-1": forged}, 3)
 
     def test_of_another_session_are_refused(self) -> None:
         parties, roster = self.fleet()
