@@ -101,7 +101,8 @@ class Aggregator:
             where it could not enter a round
         """
         part = Part.from_update(update)
-        norm = float(np.sqrt(part.theta @ part.theta))
+        with np.errstate(over="ignore"):  # an infinite norm is refused as well
+            norm = float(np.sqrt(part.theta @ part.theta))
         if not norm <= self._max_norm:
             raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {self._max_norm:g}")
         return self.buffer.accept(part, now)

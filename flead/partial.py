@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,11 +17,16 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import ArrayLike
+from pydantic import TypeAdapter, ValidationError
 
 from flead import network
-from flead.errors import BadUpdate
-from flead.messages import LocalUpdate
+from flead.errors import BadUpdate, Reason
+from flead.messages import LocalUpdate, Name
 from flead.network import Architecture, Vector
+
+MOST_SAMPLES = 1_000_000_000
+"""That one update may stand for, see `LocalUpdate.sample_count`."""
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 @dataclass(frozen=True)
@@ -138,22 +143,32 @@ class Part:
 
     @classmethod
     def from_update(cls, update: LocalUpdate) -> Part:
-        """Take from an update what a sum needs; raises `BadUpdate` or `BadModel`."""
+        """Take from an update what a sum needs.
+
+        Raises
+        ------
+        BadUpdate, BadModel
+            where the global server would refuse it: in a sum it would have the whole sum refused
+        """
         theta, architecture = network.from_message(update.weights)
         said = update.metadata
         sensors = said.get("sensors")
+        try:
+            timestamp = update.timestamp.astimezone(UTC)
+        except OverflowError:
+            raise BadUpdate(f"timestamp: {update.timestamp} has no time in UTC", Reason.TIME_OUT_OF_RANGE) from None
         return cls(
             device_id=update.device_id,
-            cohort=update.cohort,
+            cohort=_cohort(update),
             theta=theta,
             architecture=architecture,
             samples=update.sample_count,
-            timestamp=update.timestamp.astimezone(UTC),
-            samples_seen=_count(said, "samples_seen", None),
-            base_version=_count(said, "base_version", None),
+            timestamp=timestamp,
+            samples_seen=_count(said, "samples_seen"),
+            base_version=_count(said, "base_version"),
             sensors=tuple(map(str, sensors)) if isinstance(sensors, list) and sensors else None,
             loss=_loss(said),
-            devices=_count(said, "devices", 1) or 1,
+            devices=_devices(update),
         )
 
     def then(self, other: Part) -> Part:
@@ -163,7 +178,7 @@ class Part:
         contains no other: their weighted mean is taken, and a device that is in both counts twice.
         """
         newer, older = (other, self) if _order(other) >= _order(self) else (self, other)
-        both = replace(newer, samples=self.samples + other.samples)
+        both = replace(newer, samples=min(self.samples + other.samples, MOST_SAMPLES))
         if self.devices == other.devices == 1:
             return both
         summed = PartialSum.of([self.theta, other.theta], [self.samples, other.samples])
@@ -221,14 +236,16 @@ def partial_updates(
 ) -> list[dict[str, Any]]:
     """The updates that stand for all parts, as they travel: one for each global model that devices began from.
 
-    A round may still refuse what began from a model that was taken back, and compare devices' errors by model.
+    A round may still refuse what began from a model that was taken back, and compare devices' errors by model. More
+    samples than `MOST_SAMPLES` go in several updates.
 
     Parameters
     ----------
     parts:
         of one cohort and architecture
     device_id:
-        of who sums up: always the same, and its own for each cohort
+        of who sums up: always the same, and its own for each cohort. An update that stands for one device says which,
+        hashed: of two from one sender a round takes the second for the first one's device, with more training
     timestamp:
         of the first, aware, later than that of all it has sent; the others follow by a microsecond each
     samples_before:
@@ -243,10 +260,27 @@ def partial_updates(
         by_version.setdefault(-1 if part.base_version is None else part.base_version, []).append(part)
     updates: list[dict[str, Any]] = []
     for _, alike in sorted(by_version.items()):
-        time = timestamp + timedelta(microseconds=len(updates))
-        updates.append(_partial_update(alike, device_id, time, samples_before))
-        samples_before = updates[-1]["metadata"]["samples_seen"]
+        for some in _that_fit(alike):
+            time = timestamp + timedelta(microseconds=len(updates))
+            sender = device_id
+            if len(some) == 1 and some[0].devices == 1:
+                sender = f"{device_id}-{zlib.crc32(some[0].device_id.encode()):08x}"
+            updates.append(_partial_update(some, sender, time, samples_before))
+            samples_before = updates[-1]["metadata"]["samples_seen"]
     return updates
+
+
+def _that_fit(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Runs of parts whose samples one update may stand for."""
+    run: list[Part] = []
+    samples = 0
+    for part in parts:
+        if run and samples + part.samples > MOST_SAMPLES:
+            yield run
+            run, samples = [], 0
+        run.append(part)
+        samples += part.samples
+    yield run
 
 
 def _partial_update(parts: Sequence[Part], device_id: str, timestamp: datetime, samples_before: int) -> dict[str, Any]:
@@ -292,15 +326,36 @@ def _lowest(versions: Iterable[int | None]) -> int | None:
     return min((version for version in versions if version is not None), default=None)
 
 
-def _count(said: dict[str, Any], name: str, default: int | None) -> int | None:
+def _cohort(update: LocalUpdate) -> str:
+    named = update.metadata.get("cohort")
+    try:
+        return _NAME.validate_python(update.cohort if named is None else named, strict=True)
+    except ValidationError:
+        raise BadUpdate("metadata.cohort: not a name (1-128 characters, none of control)", Reason.BAD_NAME) from None
+
+
+def _devices(update: LocalUpdate) -> int:
+    count = _count(update.metadata, "devices")
+    if count is not None and not 1 <= count <= update.sample_count:
+        raise BadUpdate(
+            f"metadata.devices: {count} devices cannot have learned from {update.sample_count} readings",
+            Reason.OUT_OF_RANGE,
+        )
+    return count or 1
+
+
+def _count(said: dict[str, Any], name: str) -> int | None:
     value = said.get(name)
     if value is None:
-        return default
+        return None
     if type(value) is not int or not 0 <= value < 2**53:  # bool is an int to isinstance()
         raise BadUpdate(f"metadata.{name}: must be a whole number from 0 to 2**53 - 1")
     return value
 
 
 def _loss(said: dict[str, Any]) -> float | None:
+    """The device's mean error; None where it is none, which is no reason to refuse: it only judges canaries."""
     value = said.get("loss")
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+    if not isinstance(value, float | int) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value < 1e300 else None  # neither does NaN pass

@@ -115,6 +115,17 @@ class TestBetweenDevicesAndTheGlobalServer:
         np.testing.assert_allclose(theta, fedavg_of(range(10)), rtol=1e-12)
         assert made["total_samples"] == 550
 
+    def test_devices_that_are_sent_one_by_one_are_fedavg_of_all(
+        self, upstream: httpx.Client, opened: Callable[..., Aggregator]
+    ) -> None:
+        aggregator = opened(upstream.base_url)
+        for device in (0, 1, 1, 2):
+            aggregator.accept(LocalUpdate.model_validate(body(device)), NOW)
+            aggregator.flush(NOW)
+        theta, made = round_made(upstream)
+        np.testing.assert_allclose(theta, fedavg_of(range(3)), rtol=1e-12)
+        assert (made["num_devices"], made["total_samples"]) == (3, 60)
+
     def test_a_device_counts_once_however_often_it_sends(
         self, upstream: httpx.Client, opened: Callable[..., Aggregator]
     ) -> None:
@@ -402,7 +413,7 @@ class TestTheBuffer:
                 buffer.sent(message)
         assert [update.metadata["samples_seen"] for update in sent] == [10, 20, 30]
         assert sent[0].timestamp < sent[1].timestamp < sent[2].timestamp
-        assert len({update.device_id for update in sent}) == 1
+        assert len({update.device_id for update in sent}) == 1  # always the same device
 
     def test_keeps_cohorts_and_architectures_apart(self, tmp_path: Path) -> None:
         other = network.to_message(np.zeros(2), Architecture(1, (), 1))

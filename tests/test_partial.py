@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from collections import defaultdict
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -99,12 +99,30 @@ class TestWhatASenderGave:
         np.testing.assert_array_equal(found.theta, [2.0, 1.0])
         assert (found.samples, found.samples_seen, found.base_version, found.loss, found.devices) == (7, 5, 1, 0.25, 1)
 
-    @pytest.mark.parametrize("said", [{"devices": -1}, {"devices": 1.5}, {"samples_seen": "3"}, {"base_version": True}])
-    def test_is_refused_where_a_count_is_none(self, said: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"devices": -1}, {"devices": 0}, {"devices": 8}, {"devices": 1.5}, {"samples_seen": "3"},
+            {"base_version": True}, {"cohort": "a\nb"}, {"cohort": 5}, {"cohort": "x" * 129},
+        ],
+    )  # fmt: skip
+    def test_is_refused_where_it_would_spoil_a_sum(self, said: dict[str, Any]) -> None:
         weights = WeightsMessage.model_validate(network.to_message(np.zeros(2), TINY))
         update = LocalUpdate(device_id="a", weights=weights, sample_count=7, timestamp=NOW, metadata=said)
         with pytest.raises(BadUpdate):
             Part.from_update(update)
+
+    def test_is_refused_where_its_time_has_none_in_utc(self) -> None:
+        weights = WeightsMessage.model_validate(network.to_message(np.zeros(2), TINY))
+        time = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))
+        with pytest.raises(BadUpdate, match="no time in UTC"):
+            Part.from_update(LocalUpdate(device_id="a", weights=weights, sample_count=7, timestamp=time))
+
+    @pytest.mark.parametrize("loss", [10**400, -1.0, True, float("nan"), "much"])
+    def test_has_no_error_where_it_says_nonsense(self, loss: Any) -> None:
+        weights = WeightsMessage.model_validate(network.to_message(np.zeros(2), TINY))
+        update = LocalUpdate(device_id="a", weights=weights, sample_count=7, timestamp=NOW, metadata={"loss": loss})
+        assert Part.from_update(update).loss is None
 
     def test_a_device_counts_once_by_its_latest_weights_and_all_its_samples(self) -> None:
         early, late = part(value=1.0, samples_seen=10), part(value=5.0, samples_seen=20)
@@ -140,6 +158,23 @@ class TestTheUpdateThatStandsForMany:
         assert [update.metadata["devices"] for update in made] == [1, 1, 2]
         assert [update.metadata["samples_seen"] for update in made] == [10, 20, 40]
         assert made[0].timestamp < made[1].timestamp < made[2].timestamp
+
+    def test_is_known_by_its_device_where_it_stands_for_one(self) -> None:
+        def names(*devices: str, **said: Any) -> list[str]:
+            parts = [part(device, **said) for device in devices]
+            made = partial_updates(parts, device_id="p", timestamp=NOW, samples_before=0)
+            return [update["device_id"] for update in made]
+
+        assert names("a") == names("a") != names("b")
+        assert names("a", "b") == names("c", "d") == names("a", devices=2) == ["p"]
+
+    def test_is_several_where_one_would_stand_for_too_many_samples(self) -> None:
+        parts = [part(device, samples=400_000_000) for device in "abcde"]
+        made = partial_updates(parts, device_id="p", timestamp=NOW, samples_before=0)
+        updates = [LocalUpdate.model_validate(update) for update in made]
+        assert [update.metadata["devices"] for update in updates] == [2, 2, 1]
+        assert sum(update.sample_count for update in updates) == 2_000_000_000
+        assert parts[0].then(parts[0]).then(parts[0]).samples == 1_000_000_000
 
     def test_travels_under_a_name_of_its_own_for_each_cohort(self) -> None:
         names = {sender_name("partial-0", cohort, TINY) for cohort in ("x", "y")}
@@ -181,7 +216,7 @@ def test_a_job_sends_of_each_shard_what_its_devices_learned() -> None:
             assert said["base_version"] == 3 + np.flatnonzero(theta)[0] % 2
             assert len({device % 2 for device in np.flatnonzero(theta)}) == 1
             assert update.timestamp > last
-            assert update.device_id == name
+            assert update.device_id.startswith(name)  # with its device behind it, where there is only one
             last = update.timestamp
     assert sum(map(len, sent.values())) < partial_job.UPDATES / 2
     devices = np.arange(partial_job.DEVICES)
