@@ -7,7 +7,6 @@ passed on, and the last one known is served while the upstream is away. Aggregat
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -50,7 +49,13 @@ RETRY_S = 2.0
 """How soon a message that the upstream did not take is sent again, s."""
 PATIENCE = httpx.Timeout(30.0, connect=3.0)
 _PASSING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
-"""Answers of the 400s that say nothing against the message: it is kept and sent again."""
+"""Answers of the 400s that say nothing against what was asked: another time there may be another answer."""
+_REFUSED = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY,
+}  # fmt: skip
+"""Answers that speak against a message itself. Any other, as the 404 of a wrong address, may be mended without it."""
+_HOSTS = ["127.0.0.1", "localhost"]
+_MSGPACK = {"application/msgpack", "application/x-msgpack", "application/vnd.msgpack"}
 
 
 class Aggregator:
@@ -73,6 +78,8 @@ class Aggregator:
         self._max_norm = max_norm
         self._asked: dict[str, float] = {}
         self._asking = threading.Lock()
+        self._away_until = 0.0
+        """Until when nobody asks for a model, as the upstream has just failed to answer."""
 
     @classmethod
     @contextmanager
@@ -122,7 +129,7 @@ class Aggregator:
             if answer.is_success:
                 self.buffer.sent(message)
                 took += 1
-            elif answer.is_client_error and answer.status_code not in _PASSING:
+            elif answer.status_code in _REFUSED:
                 LOG.error("the upstream refused a sum of %d devices: %s", message.devices, answer.text[:500])
                 self.buffer.refused(message, answer.text[:2_000])
             else:
@@ -147,15 +154,21 @@ class Aggregator:
         """The upstream's answer for a cohort; the last one that was good where it is away."""
         name = cohort or ""
         kept = self.buffer.model(name)
-        fresh = kept is not None and time.monotonic() - self._asked.get(name, -FRESH_S) < FRESH_S
-        if fresh or not self._asking.acquire(blocking=kept is None):  # one asks for all
-            return _model(kept, stale=False)
-        try:
-            return self._model_from_upstream(cohort, kept)
-        except Unavailable:
-            return _model(kept, stale=True)
-        finally:
-            self._asking.release()
+        # One asks for all. Who has nothing to pass on waits for that one, but not long: updates need the threads, too.
+        if self._must_ask(name, kept) and self._asking.acquire(timeout=0.0 if kept else FRESH_S):
+            try:
+                kept = self.buffer.model(name)
+                if self._must_ask(name, kept):  # nobody did while we waited
+                    return self._model_from_upstream(cohort, kept)
+            except Unavailable:
+                self._away_until = time.monotonic() + RETRY_S
+            finally:
+                self._asking.release()
+        return _model(kept, stale=time.monotonic() < self._away_until)
+
+    def _must_ask(self, name: str, kept: KeptModel | None) -> bool:
+        now = time.monotonic()
+        return now >= self._away_until and (kept is None or now - self._asked.get(name, -FRESH_S) >= FRESH_S)
 
     def _model_from_upstream(self, cohort: str | None, kept: KeptModel | None) -> Response:
         """Ask for a newer model than the kept one, and keep it; raises `Unavailable`."""
@@ -168,7 +181,11 @@ class Aggregator:
             return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
         if answer.status_code != HTTPStatus.NOT_MODIFIED or kept is None:
             kept = KeptModel(answer.headers.get("etag"), _version(answer.content), answer.content)
-            self.buffer.keep_model(name, kept)
+            try:
+                self.buffer.keep_model(name, kept)
+            except Unavailable as error:  # a full disk: it can be passed on nevertheless
+                LOG.warning("a global model is passed on and not kept: %s", error)
+                return _model(kept, stale=False)
         self._asked[name] = time.monotonic()
         return _model(kept, stale=False)
 
@@ -199,7 +216,7 @@ def create_app(
 ) -> FastAPI:
     """Make the REST interface for devices."""
     app = FastAPI(title="FLEAD aggregator", description="Stands for the devices near it.", openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)
     app.add_exception_handler(HTTPException, _as_problem)
     app.add_exception_handler(FleadError, _as_problem)
 
@@ -294,13 +311,13 @@ async def _body(request: Request) -> bytes:
 
 def _parse(raw: bytes, headers: Headers) -> LocalUpdate:
     """An update from JSON or MessagePack, perhaps packed by gzip, as the global server reads it."""
-    encoding = headers.get("content-encoding", "identity")
-    if encoding == "gzip":
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("gzip", "x-gzip"):
         raw = _unpacked(raw)
     elif encoding != "identity":
         raise HTTPException(415, f"Content-Encoding {encoding[:60]!r} is not read here: send gzip, or nothing packed")
     try:
-        if headers.get("content-type", "").startswith("application/msgpack"):
+        if headers.get("content-type", "").partition(";")[0].strip().lower() in _MSGPACK:
             return LocalUpdate.model_validate(
                 msgpack.unpackb(raw, timestamp=3, max_array_len=100_000, max_map_len=10_000, max_ext_len=32)
             )
@@ -347,13 +364,13 @@ def serve(aggregator: Aggregator, host: str, port: int, every_s: float) -> None:
     Raises
     ------
     BadConfiguration
-        where the address is not one of this machine's own: nothing asks devices for credentials here
+        where the address is not the one that only this machine reaches: nothing asks devices for credentials here
     PortTaken
         where another process listens on the port
     """
-    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
-        raise BadConfiguration(f"{host} is reachable from outside, and this server asks for no credentials: 127.0.0.1")
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+    if host not in _HOSTS:
+        raise BadConfiguration(f"{host} may be reachable from outside, and nothing asks for credentials: 127.0.0.1")
+    with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

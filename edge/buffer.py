@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS devices
     (device TEXT PRIMARY KEY, cohort TEXT NOT NULL, updates INTEGER NOT NULL, samples_seen INTEGER);
 CREATE TABLE IF NOT EXISTS updates (device TEXT, time TEXT, received TEXT NOT NULL, PRIMARY KEY (device, time))
     WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS updates_received ON updates (received);
 CREATE TABLE IF NOT EXISTS parts
     (sender TEXT, device TEXT, version INTEGER, part BLOB NOT NULL, PRIMARY KEY (sender, device, version));
 CREATE TABLE IF NOT EXISTS senders
@@ -39,6 +40,8 @@ CREATE TABLE IF NOT EXISTS models (cohort TEXT PRIMARY KEY, etag TEXT, version I
 """
 _REMEMBERED = timedelta(days=7)
 """How long it is known that an update was taken, as the global server knows it."""
+REFUSED = 100
+"""Refused messages that are kept, the newest: a wrong rule upstream refuses one every few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +138,13 @@ class UpdateBuffer:
         None while earlier ones wait. Returns for how many cohorts.
         """
         with self._transaction() as database:
+            # Before anything else, as updates also come while the upstream is away for weeks.
+            database.execute("DELETE FROM updates WHERE received < ?", ((now - _REMEMBERED).isoformat(),))
             if database.execute("SELECT 1 FROM messages WHERE refused IS NULL").fetchone():
                 return 0
             senders = [row[0] for row in database.execute("SELECT DISTINCT sender FROM parts ORDER BY sender")]
             for sender in senders:
                 self._close(database, sender, now)
-            oldest = (now - _REMEMBERED).isoformat()
-            database.execute("DELETE FROM updates WHERE received < ?", (oldest,))
         return len(senders)
 
     def _close(self, database: sqlite3.Connection, sender: str, now: datetime) -> None:
@@ -173,6 +176,11 @@ class UpdateBuffer:
         """The upstream will never take it: it is kept, with why, and not sent again."""
         with self._transaction() as database:
             database.execute("UPDATE messages SET refused = ? WHERE number = ?", (why, message.number))
+            newest = "SELECT number FROM messages WHERE refused IS NOT NULL ORDER BY number DESC LIMIT ?"
+            database.execute(
+                f"DELETE FROM messages WHERE refused IS NOT NULL AND number NOT IN ({newest})",  # noqa: S608
+                (REFUSED,),
+            )
 
     def keep_model(self, cohort: str, model: KeptModel) -> None:
         """Keep what the upstream answered when asked for a cohort's global model ('' where none was named)."""

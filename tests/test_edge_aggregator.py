@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -262,7 +263,7 @@ class TestWhenTheUpstream:
         assert aggregator.global_model("light").status_code == 503
         assert aggregator.buffer.model("light") is None
 
-    @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 429, 500, 503])
     def test_cannot_take_a_sum_now_the_same_bytes_come_again(
         self, status: int, url: str, answers: list[int], received: list[dict[str, Any]], opened: Any
     ) -> None:
@@ -288,6 +289,17 @@ class TestWhenTheUpstream:
         assert len(received) == 1
         assert aggregator.buffer.summary()["refused"] == [{"devices": 1, "why": "because"}]
 
+    def test_refuses_many_the_newest_are_kept(
+        self, url: str, answers: list[int], opened: Any, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr("edge.buffer.REFUSED", 2)
+        aggregator = opened(url)
+        answers += [422, 413, 415]
+        for device in range(3):
+            aggregator.accept(LocalUpdate.model_validate(body(device)), NOW)
+            aggregator.flush(NOW)
+        assert len(aggregator.buffer.summary()["refused"]) == 2
+
     def test_asks_for_a_key_it_is_sent(self, url: str, received: list[dict[str, Any]], opened: Any) -> None:
         aggregator = opened(url, device_key="flead_dk_x")
         aggregator.accept(LocalUpdate.model_validate(body(0)), NOW)
@@ -309,6 +321,59 @@ class TestWhenTheUpstream:
         finally:
             stopping.set()
             thread.join()
+
+
+class Upstream:
+    """Gives a global model as soon as `goes_on` is set, unless it is away."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        self.away = away
+        self.asked = 0
+        self.goes_on = threading.Event()
+
+    def __call__(self, _request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        if self.away:
+            raise httpx.ConnectTimeout("nobody there")
+        assert self.goes_on.wait(30)
+        return httpx.Response(200, json={"aggregation_rounds": 3, "weights": "0" * 100_000})
+
+
+class TestPassingAModelOn:
+    @pytest.fixture
+    def behind(self, tmp_path: Path) -> Iterator[Callable[[Upstream], Aggregator]]:
+        with UpdateBuffer(tmp_path / "b") as buffer:
+            yield lambda upstream: Aggregator(
+                buffer, httpx.Client(base_url="http://x", transport=httpx.MockTransport(upstream))
+            )
+
+    def test_one_asks_for_all_the_first_time_too(self, behind: Callable[[Upstream], Aggregator]) -> None:
+        upstream = Upstream()
+        aggregator = behind(upstream)
+        with ThreadPoolExecutor(4) as pool:
+            asking = [pool.submit(aggregator.global_model, "light") for _ in range(4)]
+            wait_until(lambda: upstream.asked > 0)
+            upstream.goes_on.set()
+            assert [future.result().status_code for future in asking] == [200] * 4
+        assert upstream.asked == 1
+
+    def test_nobody_waits_again_for_an_upstream_that_was_away_a_moment_ago(
+        self, behind: Callable[[Upstream], Aggregator]
+    ) -> None:
+        upstream = Upstream(away=True)
+        aggregator = behind(upstream)
+        assert [aggregator.global_model(cohort).status_code for cohort in ("light", "light", None)] == [503] * 3
+        assert upstream.asked == 1
+
+    def test_a_full_disk_does_not_hold_it_back(self, behind: Callable[[Upstream], Aggregator]) -> None:
+        upstream = Upstream()
+        upstream.goes_on.set()
+        aggregator = behind(upstream)
+        with aggregator.buffer._transaction() as database:
+            pages = database.execute("PRAGMA page_count").fetchone()[0]
+        aggregator.buffer._database.execute(f"PRAGMA max_page_count = {pages}")
+        assert aggregator.global_model("light").status_code == 200
+        assert aggregator.buffer.model("light") is None
 
 
 class TestWhatDevicesSee:
@@ -339,10 +404,10 @@ class TestWhatDevicesSee:
         assert (status.cohort, status.device_contributions) == ("light", {"a": 1})
 
     @pytest.mark.parametrize("packs", [gzip.compress, lambda raw: raw])
-    @pytest.mark.parametrize("kind", ["json", "msgpack"])
+    @pytest.mark.parametrize("kind", ["json", "msgpack", "x-msgpack"])
     def test_updates_may_be_packed(self, devices: httpx.Client, packs: Callable[[bytes], bytes], kind: str) -> None:
-        raw = msgpack.packb(body(0)) if kind == "msgpack" else json.dumps(body(0)).encode()
-        headers = {"Content-Type": f"application/{kind}"} | ({"Content-Encoding": "gzip"} if packs(raw) != raw else {})
+        raw = msgpack.packb(body(0)) if "msgpack" in kind else json.dumps(body(0)).encode()
+        headers = {"Content-Type": f"application/{kind}"} | ({"Content-Encoding": "GZIP"} if packs(raw) != raw else {})
         answer = devices.post("/api/local-update", content=packs(raw), headers=headers)
         assert answer.json()["status"] == "accepted"
 
@@ -383,9 +448,10 @@ class TestWhatDevicesSee:
         assert refused.status_code == 403
         assert devices.get("/", headers={"Host": "elsewhere.example"}).status_code == 400
 
-    def test_only_this_machine_sees_anything(self, opened: Callable[..., Aggregator]) -> None:
+    @pytest.mark.parametrize("host", ["0.0.0.0", "server", "192.168.1.7"])  # noqa: S104
+    def test_only_this_machine_sees_anything(self, opened: Callable[..., Aggregator], host: str) -> None:
         with pytest.raises(BadConfiguration, match="reachable from outside"):
-            serve(opened("http://127.0.0.1:1"), "0.0.0.0", 1, 1.0)  # noqa: S104
+            serve(opened("http://127.0.0.1:1"), host, 1, 1.0)
 
 
 class TestTheBuffer:
@@ -443,6 +509,15 @@ class TestTheBuffer:
                 buffer.close(NOW)
             assert len(buffer.waiting()) == 1
             assert buffer.pending() == 1
+
+    def test_forgets_week_old_updates_while_the_upstream_is_away(self, tmp_path: Path) -> None:
+        with UpdateBuffer(tmp_path / "b") as buffer:
+            for day in range(20):
+                buffer.accept(self.part(0, day), NOW + timedelta(days=day))
+                buffer.close(NOW + timedelta(days=day))
+            with buffer._transaction() as database:
+                assert database.execute("SELECT COUNT(*) FROM updates").fetchone()[0] == 8
+            assert len(buffer.waiting()) == 1
 
     def test_belongs_to_one_process(self, tmp_path: Path) -> None:
         with UpdateBuffer(tmp_path / "b"), pytest.raises(Unavailable, match="another process"):
