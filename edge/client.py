@@ -9,17 +9,19 @@
         ...  # learn
         server.send_update("mote-7", theta, architecture, sample_count=100, timestamp=now, base_version=model.version)
 
-It tries again where that may help: no connection, a connection lost, 429, 502, 503 and 504. It waits as the server says
-(`Retry-After`), else exponentially longer with full jitter (Brooker, 2015, "Exponential Backoff and Jitter"), so that a
-fleet does not come back at one moment. That is harmless, because an update is known by its device and time: the server
-counts it once however often it comes.
+It tries again where that may help: no connection, a connection lost, 408, 429, 502, 503 and 504. It waits as the
+server says (`Retry-After`), else exponentially longer with full jitter (Brooker, 2015, "Exponential Backoff and
+Jitter"), so that a fleet does not come back at one moment. That is harmless, because an update is known by its device
+and time: the server counts it once however often it comes.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
+import math
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -38,6 +40,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from flead import network, signatures
 from flead.errors import (
+    BadConfiguration,
     BadCredentials,
     BadInput,
     BadModel,
@@ -55,7 +58,8 @@ TIMEOUT_S = 10.0
 RETRIES = 5
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 30.0
 
-_AGAIN = {429, 502, 503, 504}
+_AGAIN = {408, 429, 502, 503, 504}
+_FAR_S = 1e9
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -130,6 +134,14 @@ class Round(BaseModel):
     device_ids: list[str] = []
 
 
+class _History(BaseModel):
+    aggregation_history: list[Round]
+
+
+class _Aggregated(BaseModel):
+    status: str
+
+
 class Status(BaseModel, extra="allow"):
     """How a cohort and the server are; what else the server says is kept as extra fields."""
 
@@ -155,7 +167,8 @@ class FederationClient:
     signing_key:
         signs updates, where the device registered the public one
     public_key:
-        a global model that this key did not sign is refused; None: signatures are not looked at
+        a global model that this key did not sign is refused; None: signatures are not looked at. An older version that
+        it signed is taken: a device whose canary was taken back is given one
     encoding, compress:
         how updates are written, and whether they are packed with gzip: random weights shrink by a tenth
     timeout_s:
@@ -168,6 +181,11 @@ class FederationClient:
         what carries the requests; None: the network
     sleep, rng, now:
         how to wait (s), what jitter is drawn from, and what gives the present; for tests
+
+    Raises
+    ------
+    BadConfiguration
+        where the address, a key or the file of certificates is none
     """
 
     def __init__(
@@ -180,12 +198,14 @@ class FederationClient:
     ) -> None:  # fmt: skip
         headers = {"Accept": "application/json"}
         if device_key:
-            headers["X-Device-Key"] = device_key
+            headers["X-Device-Key"] = _credential("device_key", device_key)
         if token:
-            headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {_credential('token', token)}"
+        certificates = _trusting(verify) if isinstance(verify, str) else verify
         self._http = httpx.Client(
-            base_url=url, headers=headers, timeout=timeout_s, verify=verify, transport=transport, follow_redirects=False
-        )
+            base_url=_address(url), headers=headers, timeout=timeout_s, verify=certificates, transport=transport,
+            follow_redirects=False,
+        )  # fmt: skip
         self._signing_key = signing_key
         self._public_key = public_key
         self._encoding = encoding
@@ -222,6 +242,8 @@ class FederationClient:
         """
         about = {"cohort": cohort, "samples_seen": samples_seen, "base_version": base_version, "loss": loss}
         named = {name: value for name, value in about.items() if value is not None}
+        if theta.shape != (architecture.parameter_count,):
+            raise BadUpdate(f"theta is {theta.shape}, and {architecture} takes ({architecture.parameter_count},)")
         try:
             update = LocalUpdate.model_validate(
                 {
@@ -244,10 +266,12 @@ class FederationClient:
         ------
         RefusedUpdate
             where it must not enter a round, with what is wrong
+        BadUpdate
+            where its metadata cannot be written
         Refused
             where the sender may not send it (`BadCredentials`, `Forbidden`), or too often for our patience (`TooOften`)
         Unavailable
-            where the server did not answer, or could not store it, in all attempts
+            where the server did not answer, or could not store it, in all attempts; where there is none
         """
         body, headers = self._encoded(update)
         answer = self._ask("POST", "/api/local-update", content=body, headers=headers)
@@ -268,7 +292,7 @@ class FederationClient:
         ForgedModel
             where it is not signed by the server that is trusted
         BadModel
-            where its weights do not hold
+            where its weights do not hold, or it is of another cohort than was asked for
         Refused, Unavailable
             as `send`
         """
@@ -278,10 +302,14 @@ class FederationClient:
         asked = {name: value for name, value in (("cohort", cohort), ("device_id", device_id)) if value is not None}
         answer = self._ask("GET", "/api/global-model", params=asked, headers=headers, fine=(304, 404))
         if answer.status_code == 404:
+            if not answer.headers.get("content-type", "").startswith("application/problem+json"):
+                raise _no_answer(answer)
             return None
         if answer.status_code == 304 and known is not None:
             return known
         model = self._received(answer)
+        if cohort is not None and model.cohort != cohort:
+            raise BadModel(f"asked for the global model of {cohort!r}, and got that of {model.cohort!r}")
         if found := answer.headers.get("etag"):
             self._known[key] = found, model
         return model
@@ -289,7 +317,7 @@ class FederationClient:
     def aggregate(self, cohort: str | None = None) -> Round | None:
         """Make a round at once of what is pending; None where nothing is. Takes an operator's token."""
         answer = self._ask("POST", "/api/aggregate", params=_query(cohort))
-        return None if answer.json().get("status") == "no_updates" else _read(Round, answer)
+        return None if _read(_Aggregated, answer).status == "no_updates" else _read(Round, answer)
 
     def status(self, cohort: str | None = None) -> Status:
         """Ask how a cohort and the server are. Takes a viewer's token."""
@@ -298,7 +326,7 @@ class FederationClient:
     def history(self, cohort: str | None = None, limit: int = 1_000) -> list[Round]:
         """List a cohort's newest rounds, oldest first. Takes a viewer's token."""
         answer = self._ask("GET", "/api/history", params=_query(cohort) | {"limit": str(limit)})
-        return [Round.model_validate(found) for found in answer.json()["aggregation_history"]]
+        return _read(_History, answer).aggregation_history
 
     def close(self) -> None:
         """Close the connections."""
@@ -314,8 +342,11 @@ class FederationClient:
 
     def _encoded(self, update: LocalUpdate) -> tuple[bytes, dict[str, str]]:
         """Write an update; what is signed is the body as it travels."""
-        fields = update.model_dump(mode="json")
-        body = msgpack.packb(fields) if self._encoding is Encoding.MSGPACK else orjson.dumps(fields)
+        try:
+            fields = update.model_dump(mode="json")
+            body = msgpack.packb(fields) if self._encoding is Encoding.MSGPACK else orjson.dumps(fields)
+        except (TypeError, ValueError, OverflowError) as error:  # an object, or a whole number beyond 64 bits
+            raise BadUpdate(f"metadata: cannot be written: {error}") from None
         headers = {"Content-Type": self._encoding.value}
         if self._compress:
             body = gzip.compress(body, 6, mtime=0)
@@ -355,10 +386,10 @@ class FederationClient:
             else:
                 if answer.is_success or answer.status_code in fine:
                     return answer
-                failure = _failure(answer)
+                asked_to_wait = self._retry_after(answer)
+                failure = _failure(answer, asked_to_wait)
                 if answer.status_code not in _AGAIN:
                     raise failure
-                asked_to_wait = self._retry_after(answer)
             if attempt < self._retries:
                 jitter = self._rng.uniform(0.0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**attempt))
                 self._sleep(min(asked_to_wait, LONGEST_WAIT_S) + jitter)
@@ -367,8 +398,9 @@ class FederationClient:
     def _retry_after(self, answer: httpx.Response) -> float:
         """What the server asks to wait, s: a number, or a date."""
         said = answer.headers.get("retry-after", "")
-        with suppress(ValueError, TypeError):  # a date that is none, or has no zone
-            return max(0.0, float(said)) if said.replace(".", "", 1).isdigit() else max(0.0, self._until(said))
+        with suppress(ValueError, TypeError, OverflowError):  # a date that is none, or has no zone
+            seconds = float(said) if said.replace(".", "", 1).isdigit() else self._until(said)
+            return min(max(0.0, seconds), _FAR_S)
         return 0.0
 
     def _until(self, date: str) -> float:
@@ -379,12 +411,41 @@ def _query(cohort: str | None) -> dict[str, str]:
     return {} if cohort is None else {"cohort": cohort}
 
 
+def _address(url: str) -> str:
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL:
+        found = httpx.URL()
+    if found.scheme not in ("http", "https") or not found.host:
+        raise BadConfiguration(f"{url!r} is no address of a server: it must be http://host:port or https://host:port")
+    return url
+
+
+def _credential(name: str, value: str) -> str:
+    """A key as a header takes it, without the line's end of the file that it was read from."""
+    value = value.strip()
+    if not (value and value.isascii() and value.isprintable()):
+        raise BadConfiguration(f"{name} holds a character that no key has, or nothing")  # and says no part of it
+    return value
+
+
+def _trusting(certificates: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=certificates)
+    except OSError as error:  # of which SSLError is one
+        raise BadConfiguration(f"verify: {certificates!r} is no file of certificates ({error})") from None
+
+
 def _read(kind: type[Answer], answer: httpx.Response) -> Answer:
     """Read an answer; raises `Unavailable` where it is none of ours, as a proxy's page."""
     try:
         return kind.model_validate_json(answer.content)
     except ValidationError:
-        raise Unavailable(f"{answer.url} gave something that is no answer of a FLEAD server") from None
+        raise _no_answer(answer) from None
+
+
+def _no_answer(answer: httpx.Response) -> Unavailable:
+    return Unavailable(f"{answer.url} gave something that is no answer of a FLEAD server")
 
 
 class _Problem(BaseModel):
@@ -395,8 +456,8 @@ class _Problem(BaseModel):
     errors: list[Violation] = []
 
 
-def _failure(answer: httpx.Response) -> FleadError:
-    """Make the error of an answer that is no success."""
+def _failure(answer: httpx.Response, asked_to_wait: float) -> FleadError:
+    """Make the error of an answer that is no success; what the server asks to wait is in seconds."""
     try:
         problem = _Problem.model_validate_json(answer.content)
     except ValidationError:
@@ -408,15 +469,12 @@ def _failure(answer: httpx.Response) -> FleadError:
     if status == 403:
         return Forbidden(detail)
     if status == 429:
-        return TooOften(detail, _whole_seconds(answer.headers.get("retry-after", "")))
-    if status >= 500 or status < 400:
+        return TooOften(detail, math.ceil(asked_to_wait))
+    is_update = answer.request.method == "POST" and answer.url.path.endswith("/local-update")
+    if status >= 500 or status < 400 or status in _AGAIN or (is_update and status in (404, 405)):
         return Unavailable(detail)
     code = problem.type.rpartition(":")[2]
     reason = Reason(code) if code in set(Reason) else Reason.BAD_UPDATE
-    if answer.request.method == "POST" and answer.url.path.endswith("/local-update"):
+    if is_update:
         return RefusedUpdate(detail, reason, tuple(problem.errors))
     return BadInput(reason if code in set(Reason) else Reason.BAD_NAME, detail)
-
-
-def _whole_seconds(text: str) -> int:
-    return int(text) if text.isdigit() else 0

@@ -119,18 +119,20 @@ class SecureDevice:
             after which to give up, s
         """
         until = clock() + limit_s
-        part = self.join(theta, architecture, samples, cohort)
-        while part.outcome is None:
+        part: Participation | None = None
+        while True:
             try:
+                part = part or self.join(theta, architecture, samples, cohort)
                 part.step()
             except Unavailable:
                 if clock() >= until:
                     raise
-            if part.outcome is None:
+            else:
+                if part.outcome is not None:
+                    return part.outcome
                 if clock() >= until:
                     raise Unavailable(f"secure sum {part.session} did not end within {limit_s:g} s")
-                sleep(poll_s)
-        return part.outcome
+            sleep(poll_s)
 
     def call(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         """One request; its answer, or one of our errors."""

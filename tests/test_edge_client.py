@@ -5,6 +5,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from config.aggregation import AggregationSettings
 from edge.client import Encoding, FederationClient, ReceivedModel, RefusedUpdate
 from flead import network
-from flead.errors import BadCredentials, BadInput, BadModel, BadUpdate, Forbidden, ForgedModel, TooOften, Unavailable
+from flead.errors import (
+    BadConfiguration,
+    BadCredentials,
+    BadInput,
+    BadModel,
+    BadUpdate,
+    Forbidden,
+    ForgedModel,
+    TooOften,
+    Unavailable,
+)
 from flead.messages import GlobalModel
 from flead.network import Architecture
 from flead.signatures import sign
@@ -178,8 +189,25 @@ def test_it_waits_as_long_as_the_server_says() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "seconds"), [("7", 7), ("1.5", 2), ("Sat, 01 Jun 2024 00:00:12 GMT", 12), ("9" * 999, 10**9), ("soon", 0)]
+)
+def test_in_the_end_it_says_when_to_come_again(said: str, seconds: int) -> None:
+    with (
+        Waits().client("http://x", Through(busy(429, Retry_After=said)), retries=0, now=lambda: NOW) as client,
+        pytest.raises(TooOften) as often,
+    ):
+        client.status()
+    assert often.value.retry_after_s == seconds
+
+
+@pytest.mark.parametrize(
     ("trouble", "error"),
-    [(unconnected, Unavailable), (busy(503), Unavailable), (busy(429, Retry_After="9"), TooOften)],
+    [
+        (unconnected, Unavailable),
+        (busy(408), Unavailable),
+        (busy(503), Unavailable),
+        (busy(429, Retry_After="9"), TooOften),
+    ],
 )
 def test_in_the_end_it_gives_up(
     trouble: Callable[[httpx.Request, httpx.BaseTransport], httpx.Response], error: type[Exception]
@@ -207,12 +235,53 @@ def test_a_page_of_a_proxy_is_no_answer() -> None:
             client.status()
         with pytest.raises(BadModel):
             client.global_model()
+    missing = lambda _request, _inner: httpx.Response(404, html="<h1>Nothing here</h1>")  # noqa: E731
+    asks: list[Callable[[FederationClient], Any]] = [
+        FederationClient.aggregate, FederationClient.history, FederationClient.global_model, send,
+    ]  # fmt: skip
+    for ask, answer in zip(asks, (page, page, missing, missing), strict=True):
+        with Waits().client("http://x", Through(answer)) as client, pytest.raises(Unavailable):
+            ask(client)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://", "http://h:port", ""])
+def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(BadConfiguration, match="no address"):
+        FederationClient(url)
+
+
+@pytest.mark.parametrize("key", ["sécret", "secret\nX-Other: 1", " \n"])
+def test_a_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
+    for name in ("device_key", "token"):
+        options: dict[str, Any] = {name: key}
+        with pytest.raises(BadConfiguration, match=name) as refused:
+            FederationClient("http://x", **options)
+        assert "cret" not in str(refused.value)
+
+
+def test_certificates_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    for name in ("empty.pem", "missing.pem"):
+        with pytest.raises(BadConfiguration, match=name):
+            FederationClient("https://x", verify=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+@pytest.mark.parametrize("value", [10**30, object()])
+def test_an_update_that_cannot_be_written_is_refused(encoding: Encoding, value: Any) -> None:
+    with FederationClient("http://x", encoding=encoding) as client, pytest.raises(BadUpdate, match="metadata"):
+        send(client, metadata={"odd": value})
+
+
+def test_weights_of_another_size_are_refused() -> None:
+    with FederationClient("http://x") as client, pytest.raises(BadUpdate, match="theta is"):
+        client.send_update("a", THETA[1:], ARCHITECTURE, sample_count=1, timestamp=NOW)
 
 
 def test_credentials_and_a_signature_travel_with_it() -> None:
     key, transport = Ed25519PrivateKey.generate(), Through(busy(422), busy(422))
     with (
-        Waits().client("http://x", transport, device_key="flead_dk_1", signing_key=key) as client,
+        Waits().client("http://x", transport, device_key="flead_dk_1\n", signing_key=key) as client,
         pytest.raises(RefusedUpdate),
     ):
         send(client)
@@ -261,6 +330,16 @@ def test_an_unchanged_model_is_not_sent_again() -> None:
     assert serves.statuses == [200, 304, 200, 200]
     assert [one.version for one in got if one] == [1, 1, 2]
     assert got[0] is got[1]
+
+
+def test_a_signed_model_of_another_cohort_is_refused() -> None:
+    key = Ed25519PrivateKey.generate()
+    serves = Serves(sign(model(1), key))
+    with (
+        FederationClient("http://x", transport=serves, public_key=key.public_key()) as client,
+        pytest.raises(BadModel, match="asked for the global model of 'b'"),
+    ):
+        client.global_model("b")
 
 
 def test_a_model_that_the_trusted_server_did_not_sign_is_refused() -> None:

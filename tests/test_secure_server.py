@@ -499,6 +499,27 @@ def test_devices_that_give_by_themselves(url: str, recorder: Recorder) -> None:
     np.testing.assert_allclose(theta_of(recorder.updates[0]), np.ones(SIZE), rtol=0, atol=1e-9)
 
 
+def test_a_device_that_gives_asks_again_for_a_server_that_is_away() -> None:
+    ways = iter([httpx.ConnectError("away"), httpx.ConnectError("away"), None])
+    slept: list[float] = []
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        if error := next(ways):
+            raise error
+        return httpx.Response(404, json={"detail": "no secure sum gathers"})
+
+    with httpx.Client(base_url="http://x", transport=httpx.MockTransport(answer)) as client:
+        device = SecureDevice(client, "mote-0")
+        with pytest.raises(WrongPhase, match="no secure sum gathers"):
+            device.give(np.ones(SIZE), SHAPE, 5, "light", sleep=slept.append, clock=lambda: float(len(slept)))
+        ways = iter([httpx.ConnectError("away")] * 99)
+        with pytest.raises(Unavailable, match="does not answer"):
+            device.give(
+                np.ones(SIZE), SHAPE, 5, "light", limit_s=3, sleep=slept.append, clock=lambda: float(len(slept))
+            )
+    assert slept == [1.0] * 5
+
+
 @pytest.mark.servers
 def test_what_goes_wrong_is_said_in_problem_documents(url: str) -> None:
     with httpx.Client(base_url=url, headers={"x-device": "mote-0"}) as client:
