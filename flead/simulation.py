@@ -67,9 +67,9 @@ class Fleet:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("inputs", 1), ("hidden", 0), ("examples", 4), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise BadConfiguration(f"{name} is {getattr(self, name)}: it must be {least} or more")
+        _hold(self, devices=1, inputs=1, hidden=0, examples=4, heterogeneity=0, noise=0, seed=0)
+        if self.seed >= 2**64:
+            raise BadConfiguration(f"seed is {self.seed}: it must be below 2^64")
         for name in ("drop_out", "stragglers", "malicious"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadConfiguration(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
@@ -98,6 +98,17 @@ class Training:
     rate: float = 0.1
     chunk: int = 256
     sample: int = 1_000
+
+    def __post_init__(self) -> None:
+        _hold(self, steps=1, rate=0, chunk=1, sample=1)
+
+
+def _hold(settings: object, **least: int) -> None:
+    """Raise `BadConfiguration` where one of these settings is below its least value, infinite or NaN."""
+    for name, value in least.items():
+        given = getattr(settings, name)
+        if not value <= given < float("inf"):
+            raise BadConfiguration(f"{name} is {given}: it must be {value} or more")
 
 
 @dataclass(frozen=True)

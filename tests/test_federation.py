@@ -374,6 +374,13 @@ class TestAgainstLies:
         for near in found + RNG(0).normal(0.0, 0.01, (50, 4)):
             assert robust.distances_to(updates.models, near).sum() > least
 
+    @pytest.mark.parametrize("lies", [1, 2])
+    def test_geometric_median_is_a_number_where_everybody_is_far_away(self, lies: int) -> None:
+        models = np.array([[1.0, 2.0], [1.1, 2.1], *[[1e300, -1e300]] * lies])[-2 * lies :]
+        merged = GeometricMedian().merge(of(models, np.ones(len(models))))
+        assert np.isfinite(merged.theta).all()
+        assert merged.shares.sum() == pytest.approx(1.0)
+
     def test_krum_scores_are_sums_of_the_nearest_squared_distances(self) -> None:
         models = RNG(0).normal(size=(40, 5))
         squared = ((models[:, None] - models) ** 2).sum(axis=2)

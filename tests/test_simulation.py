@@ -76,11 +76,21 @@ class TestTheFleet:
         assert len({each.loss for each in rounds}) == 1
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("devices", 0), ("drop_out", 1.5), ("stragglers", -0.1), ("examples", 1), ("hidden", -1)]
-    )
+        ("name", "value"),
+        [
+            ("devices", 0), ("drop_out", 1.5), ("stragglers", -0.1), ("examples", 1), ("hidden", -1), ("seed", 2**64),
+            ("noise", float("nan")), ("heterogeneity", float("inf")),
+        ],
+    )  # fmt: skip
     def test_refuses_what_is_no_fleet(self, name: str, value: float) -> None:
         with pytest.raises(BadConfiguration, match=name):
             Fleet(**({"devices": 10} | {name: value}))  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(("name", "value"), [("chunk", 0), ("sample", 0), ("steps", 0), ("rate", float("nan"))])
+    def test_refuses_what_is_no_training(self, name: str, value: float) -> None:
+        options: dict[str, Any] = {name: value}
+        with pytest.raises(BadConfiguration, match=name):
+            Training(**options)
 
 
 class TestStrategies:

@@ -19,6 +19,8 @@ _BLOCK = 2**19
 """Numbers worked on at once: 4 MiB, about what a core's cache holds."""
 FAR = 1e200
 """Squared distances beyond it are infinite: sums of them would be."""
+FARTHEST = 1e307
+"""Infinite distances count as it: where all are, somebody must have a share."""
 BOUND = 1e9
 """Bulyan counts no squared distance as more than so many typical ones."""
 FEW = 8
@@ -114,12 +116,12 @@ def geometric_median(
     theta = median(models)[0]
     shares = np.full(len(models), 1.0 / len(models))
     for _ in range(iterations):
-        away = np.maximum(distances_to(models, theta), smoothing)
+        away = np.clip(distances_to(models, theta), smoothing, FARTHEST)
         shares = 1.0 / away
         shares /= shares.sum()
         step = shares @ models - theta
         theta = theta + step
-        if float(np.sqrt(step @ step)) <= tolerance * np.median(away):
+        if distances_to(step[None], np.zeros_like(step))[0] <= tolerance * np.median(away):
             break
     return theta, shares
 
