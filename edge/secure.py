@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from flead.errors import BadSecureSum, Unavailable, WrongPhase
 from flead.messages import ArchitectureMessage
 from flead.network import Architecture, Vector
-from flead.secure_sum import Encoding, Keys, Party, Randomness
+from flead.secret_sharing import Randomness
+from flead.secure_sum import Encoding, Keys, Party
 
 
 @dataclass(frozen=True, slots=True)

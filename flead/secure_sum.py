@@ -10,7 +10,7 @@ a server that follows the protocol; of the version for one that does not, keys s
 above two thirds, checked by the devices, but not its consistency check, in which devices show each other who they were
 told is in the sum. `docs/privacy.md` says what follows from that and what does not.
 
-Numbers: sums are taken modulo 2^64, shares modulo the prime 2^256 + 297. Keys are X25519, streams ChaCha20, key
+Sums are taken modulo 2^64; shares are Shamir's (`flead.secret_sharing`). Keys are X25519, streams ChaCha20, key
 derivation HKDF-SHA256, all from `cryptography`.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -38,16 +38,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flead.errors import BadConfiguration, BadSecureSum
 from flead.network import Vector
+from flead.secret_sharing import SECRET_BYTES, Randomness, combine, factors_at_zero, split
+from flead.secret_sharing import SHARE_BYTES as SHARE_BYTES
 
 Words = NDArray[np.uint64]
 """Numbers modulo 2^64."""
-Randomness = Callable[[int], bytes]
-"""Gives so many unpredictable bytes: `os.urandom`."""
-
-PRIME = 2**256 + 297
-"""The least prime above 2^256, so that 32 bytes are a number below it."""
-SECRET_BYTES = 32
-SHARE_BYTES = 33
 NONCE_BYTES = 12
 SEALED_BYTES = NONCE_BYTES + 2 * SHARE_BYTES + 16
 MAX_DEVICES = 1_000
@@ -442,52 +437,6 @@ def places_of(roster: Collection[str]) -> dict[str, int]:
     {'a': 1, 'b': 2}
     """
     return {name: place for place, name in enumerate(sorted(roster), start=1)}
-
-
-def split(secret: bytes, shares: int, threshold: int, randomness: Randomness) -> list[bytes]:
-    """Share a secret of 32 bytes out, so that `threshold` of the shares tell it and fewer tell nothing.
-
-    Source: Shamir, 1979, "How to share a secret".
-
-    >>> import os
-    >>> shares = split(b"0123456789abcdef" * 2, 5, 3, os.urandom)
-    >>> combine(factors_at_zero([1, 3, 4]), [shares[0], shares[2], shares[3]])
-    b'0123456789abcdef0123456789abcdef'
-    """
-    # 48 bytes modulo the prime are uniform but for 2^-127.
-    coefficients = [int.from_bytes(randomness(48), "big") % PRIME for _ in range(threshold - 1)]
-    coefficients.append(int.from_bytes(secret, "big"))
-    out = []
-    for place in range(1, shares + 1):
-        value = 0
-        for coefficient in coefficients:
-            value = (value * place + coefficient) % PRIME
-        out.append(value.to_bytes(SHARE_BYTES, "big"))
-    return out
-
-
-def factors_at_zero(places: Sequence[int]) -> list[int]:
-    """Lagrange's factors, by which shares at these places make the value at 0.
-
-    >>> factors_at_zero([1, 2]) == [2, PRIME - 1]
-    True
-    """
-    factors = []
-    for place in places:
-        above, below = 1, 1
-        for other in places:
-            if other != place:
-                above = above * other % PRIME
-                below = below * (other - place) % PRIME
-        factors.append(above * pow(below, -1, PRIME) % PRIME)
-    return factors
-
-
-def combine(factors: Sequence[int], shares: Sequence[bytes]) -> bytes | None:
-    """The secret that shares make; None where it is no secret of 32 bytes."""
-    pairs = zip(factors, shares, strict=True)
-    value = sum(factor * int.from_bytes(share, "big") for factor, share in pairs) % PRIME
-    return value.to_bytes(SECRET_BYTES, "big") if value < 2**256 else None
 
 
 def expand(seed: bytes, size: int) -> Words:

@@ -15,24 +15,19 @@ from pydantic import ValidationError
 
 from flead.errors import BadConfiguration, BadSecureSum
 from flead.network import Vector
+from flead.secret_sharing import PRIME, SHARE_BYTES, Randomness, combine, factors_at_zero, split
 from flead.secure_sum import (
     MAX_TOTAL,
-    PRIME,
-    SHARE_BYTES,
     Encoding,
     Keys,
     Kind,
     Party,
-    Randomness,
     Share,
     Words,
     agreed_mask,
-    combine,
-    factors_at_zero,
     places_of,
     recovered,
     signed_mask,
-    split,
     unmask,
 )
 
