@@ -138,13 +138,15 @@ class Aggregator:
 
     def run(self, every_s: float, stopping: threading.Event) -> None:
         """Flush every so often until told to stop; sooner again after a failure."""
-        delay = every_s
+        delay, trouble = every_s, ""
         while not stopping.wait(delay):
             try:
                 self.flush(datetime.now(UTC))
-                delay = every_s
+                delay, trouble = every_s, ""
             except FleadError as error:
-                LOG.warning("%s", error)
+                if str(error) != trouble:  # once, and not every two seconds of a night without a line
+                    trouble = str(error)
+                    LOG.warning("%s: tried again until it works", trouble)
                 delay = min(every_s, RETRY_S)
             except Exception:  # what was acknowledged must be sent, whatever went wrong this time
                 LOG.exception("nothing could be sent")

@@ -307,7 +307,12 @@ class TestWhenTheUpstream:
         assert received[0]["key"] == "Bearer flead_dk_x"
 
     def test_is_away_the_thread_goes_on_until_it_is_back(
-        self, url: str, answers: list[int], received: list[dict[str, Any]], opened: Any
+        self,
+        url: str,
+        answers: list[int],
+        received: list[dict[str, Any]],
+        opened: Any,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         aggregator = opened(url)
         aggregator.accept(LocalUpdate.model_validate(body(0)), NOW)
@@ -321,6 +326,7 @@ class TestWhenTheUpstream:
         finally:
             stopping.set()
             thread.join()
+        assert [said.levelname for said in caplog.records if said.name == "edge.aggregator"] == ["WARNING"]
 
 
 class Upstream:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from flead.errors import BadConfiguration, BadUpdate
 from flead.federation import STRATEGIES, FedAvg, FedBuff, Median, MultiKrum, Rule, Scaffold, fedavg, parse_strategy
 from flead.network import Architecture, Vector, initial
-from flead.simulation import LATEST, Fleet, Round, Training, examples_of, normal, simulate, train_many, uniform
+from flead.simulation import LATEST, Fleet, Round, Training, examples_of, simulate, train_many
+from flead.splitmix import normal, uniform
 from flead.training import Examples, gradient
 from orchestration.cli import app
 
