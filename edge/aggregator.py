@@ -35,6 +35,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from edge.buffer import KeptModel, UpdateBuffer
+from edge.client import credential, is_address
 from flead.errors import BadConfiguration, BadInput, BadUpdate, FleadError, PortTaken, Unavailable
 from flead.messages import LocalUpdate
 from flead.partial import Part
@@ -88,11 +89,13 @@ class Aggregator:
         max_norm: float = 1e4,
     ) -> Iterator[Aggregator]:  # fmt: skip
         """One that keeps what it holds in a folder; see `UpdateBuffer` for what may be wrong with that."""
-        if not _is_address(upstream):
+        if not is_address(upstream):
             raise BadConfiguration(f"--upstream is {upstream!r}: it must be http://host:port or https://host:port")
         if name is not None and not (name.isprintable() and 0 < len(name) <= 100):
             raise BadConfiguration("--name must have 1 to 100 characters, none of control")
-        headers = {"Authorization": f"Bearer {device_key}"} if device_key else {}
+        headers = {}
+        if device_key is not None:
+            headers["Authorization"] = f"Bearer {credential('--device-key-file', device_key)}"
         with (
             UpdateBuffer(folder / "updates.sqlite", name) as buffer,
             httpx.Client(base_url=upstream, headers=headers, timeout=PATIENCE) as client,
@@ -282,13 +285,6 @@ def _version(body: bytes) -> int:
         return int(orjson.loads(body)["aggregation_rounds"])
     except (ValueError, TypeError, KeyError):
         raise Unavailable("the upstream answered with something that is no global model") from None
-
-
-def _is_address(url: str) -> bool:
-    try:
-        return httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
-    except httpx.InvalidURL:
-        return False
 
 
 def _only_programs(request: Request) -> None:

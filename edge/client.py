@@ -198,12 +198,14 @@ class FederationClient:
     ) -> None:  # fmt: skip
         headers = {"Accept": "application/json"}
         if device_key:
-            headers["X-Device-Key"] = _credential("device_key", device_key)
+            headers["X-Device-Key"] = credential("device_key", device_key)
         if token:
-            headers["Authorization"] = f"Bearer {_credential('token', token)}"
+            headers["Authorization"] = f"Bearer {credential('token', token)}"
+        if not is_address(url):
+            raise BadConfiguration(f"{url!r} is no address of a server: it must be http://host:port, or https")
         certificates = _trusting(verify) if isinstance(verify, str) else verify
         self._http = httpx.Client(
-            base_url=_address(url), headers=headers, timeout=timeout_s, verify=certificates, transport=transport,
+            base_url=url, headers=headers, timeout=timeout_s, verify=certificates, transport=transport,
             follow_redirects=False,
         )  # fmt: skip
         self._signing_key = signing_key
@@ -411,21 +413,29 @@ def _query(cohort: str | None) -> dict[str, str]:
     return {} if cohort is None else {"cohort": cohort}
 
 
-def _address(url: str) -> str:
+def is_address(url: str) -> bool:
+    """Whether this can be the address of a server.
+
+    >>> is_address("http://127.0.0.1:8000"), is_address("127.0.0.1:8000")
+    (True, False)
+    """
     try:
-        found = httpx.URL(url)
+        return httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
     except httpx.InvalidURL:
-        found = httpx.URL()
-    if found.scheme not in ("http", "https") or not found.host:
-        raise BadConfiguration(f"{url!r} is no address of a server: it must be http://host:port or https://host:port")
-    return url
+        return False
 
 
-def _credential(name: str, value: str) -> str:
-    """A key as a header takes it, without the line's end of the file that it was read from."""
+def credential(name: str, value: str) -> str:
+    """A key as a header takes it, without the line's end of the file that it was read from.
+
+    Raises
+    ------
+    BadConfiguration
+        where it can be none; names the setting and shows nothing of the key
+    """
     value = value.strip()
     if not (value and value.isascii() and value.isprintable()):
-        raise BadConfiguration(f"{name} holds a character that no key has, or nothing")  # and says no part of it
+        raise BadConfiguration(f"{name} holds a character that no key has, or nothing")
     return value
 
 

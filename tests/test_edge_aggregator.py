@@ -546,6 +546,15 @@ def test_an_upstream_that_is_no_address_is_refused(tmp_path: Path, upstream: str
         pass
 
 
+@pytest.mark.parametrize("key", ["", "s\u00e9cret", "two\nlines"])
+def test_a_key_that_is_none_is_refused_and_not_left_out(tmp_path: Path, key: str) -> None:
+    with (
+        pytest.raises(BadConfiguration, match="--device-key-file"),
+        Aggregator.open(tmp_path, "http://x", device_key=key),
+    ):
+        pass
+
+
 def test_an_update_that_is_too_large_never_enters_a_sum(opened: Callable[..., Aggregator]) -> None:
     aggregator = opened("http://127.0.0.1:1", max_norm=5.0)
     with pytest.raises(BadUpdate, match="norm"):
