@@ -25,7 +25,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -308,12 +308,12 @@ class FederationClient:
                 raise _no_answer(answer)
             return None
         if answer.status_code == 304 and known is not None:
-            return known
+            return replace(known, theta=known.theta.copy())
         model = self._received(answer)
         if cohort is not None and model.cohort != cohort:
             raise BadModel(f"asked for the global model of {cohort!r}, and got that of {model.cohort!r}")
         if found := answer.headers.get("etag"):
-            self._known[key] = found, model
+            self._known[key] = found, replace(model, theta=model.theta.copy())  # who asked may train on in place
         return model
 
     def aggregate(self, cohort: str | None = None) -> Round | None:
