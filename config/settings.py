@@ -9,14 +9,25 @@ real server itself, on 127.0.0.1, and stops it again.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -35,6 +46,14 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parent
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
+LocalPath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""A place on this machine; a relative one is meant from where the command was given."""
+
+_PREFIX, _DELIMITER = "FLEAD_", "__"
+_NO_SETTINGS = {
+    f"{_PREFIX}{name}" for name in ("CONFIG", "TOKEN", "CACHE", "PYTHON", "IVY_SETTINGS", "SUPERSET", "DATA")
+}
+"""Variables with our prefix that other parts read by themselves."""
 
 
 class _Section(BaseModel):
@@ -72,7 +91,7 @@ class MongoSettings(_Section):
 
     uri: SecretStr | None = Field(None, description="mongodb://...; empty: the embedded mongod")
     port: Port = Field(27017, description="of the embedded mongod")
-    database: str = "flead"
+    database: str = Field("flead", min_length=1, max_length=63, pattern=r"^[^/\\. \"$*<>:|?\x00]+$")
     max_pool_size: int = Field(32, ge=1, le=1_000, description="connections of each process at most")
     retention_days: dict[Expiring, Annotated[float, Field(gt=0, le=24_855)] | None] = Field(
         _KEPT_DAYS,
@@ -164,7 +183,7 @@ class SparkSettings(_Section):
     watermark_s: float = Field(
         600.0, ge=0, description="how late, in event time, a reading may still enter a window, s"
     )
-    positions: Path | None = Field(
+    positions: LocalPath | None = Field(
         None, description="CSV `device_id,x,y` or Intel Lab's mote_locs.txt; empty: positions are not known"
     )
     neighbour_distance: float = Field(6.0, gt=0, description="up to which two devices are neighbours, in its units")
@@ -218,14 +237,14 @@ class ServerSettings(_Section):
 
     host: str = Field("127.0.0.1", description="beyond this machine only with credentials and TLS")
     port: Port = 8000
-    signing_key: Path | None = Field(
+    signing_key: LocalPath | None = Field(
         None, description="PEM file of the Ed25519 key that signs global models; empty: one of the run folder's own"
     )
     access: Literal["open", "required"] = Field(
         "open", description="open: whoever is on this machine may do everything; required: users and devices show who"
     )
-    tls_certificate: Path | None = Field(None, description="PEM, with its chain")
-    tls_key: Path | None = Field(None, description="PEM")
+    tls_certificate: LocalPath | None = Field(None, description="PEM, with its chain")
+    tls_key: LocalPath | None = Field(None, description="PEM")
     behind_proxy: bool = Field(
         default=False, description="a proxy in front speaks TLS; X-Forwarded-For and -Proto of `proxies` are believed"
     )
@@ -290,14 +309,14 @@ class Settings(BaseSettings):
     """All of it."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FLEAD_",
-        env_nested_delimiter="__",
+        env_prefix=_PREFIX,
+        env_nested_delimiter=_DELIMITER,
         env_file=HERE / "environment.env",
         frozen=True,
         extra="forbid",
     )
 
-    run_dir: Path = Field(PROJECT / "run", description="everything a run writes: logs, databases, checkpoints")
+    run_dir: LocalPath = Field(PROJECT / "run", description="everything a run writes: logs, databases, checkpoints")
     kafka: KafkaSettings = KafkaSettings()
     mongodb: MongoSettings = MongoSettings()
     flink: FlinkSettings = FlinkSettings()
@@ -309,6 +328,13 @@ class Settings(BaseSettings):
     secure: SecureSettings = SecureSettings()
     reading: ReadingLimits = ReadingLimits()
     learner: LearnerConfig = LearnerConfig()
+
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _a_folder(cls, run_dir: Any) -> Any:
+        if run_dir == "":  # it would be the folder that we happen to be in
+            raise ValueError("names no folder")
+        return run_dir
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
@@ -326,6 +352,15 @@ class Settings(BaseSettings):
             if a == b:
                 raise ValueError(f"{one} and {other} are both {a}: give each its own port")
         return self
+
+    def local_paths(self) -> dict[str, str]:
+        """The settings that are places on this machine, as variables for a process in another folder."""
+        found = {f"{_PREFIX}RUN_DIR": str(self.run_dir)}
+        for section in type(self).model_fields:
+            for name, value in getattr(self, section) if section != "run_dir" else ():
+                if isinstance(value, Path):
+                    found[f"{_PREFIX}{section}{_DELIMITER}{name}".upper()] = str(value)
+        return found
 
     @classmethod
     def settings_customise_sources(
@@ -352,14 +387,44 @@ def load_settings() -> Settings:
     named = os.environ.get("FLEAD_CONFIG")
     if named and not Path(named).is_file():
         raise BadConfiguration(f"FLEAD_CONFIG names {named}, which is no file: correct the path or unset it")
+    for variable, meant in strangers():
+        if _DELIMITER in variable:  # it can be nothing but a setting of ours
+            raise BadConfiguration(f"{variable} is no setting{meant}: correct or unset it")
+    where = named or "config/project_config.yaml"
     try:
         return Settings()
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        wrong, form = [], ""
+        for each in error.errors():
+            wrong.append(
+                f"{'.'.join(map(str, each['loc'])) or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
+            )
+            if each["type"].startswith(("tuple", "list", "dict")):
+                form = ", there as JSON"
         raise BadConfiguration(
-            "; ".join(lines) + " (set in config/project_config.yaml or as FLEAD_SECTION__NAME in the environment)"
+            f"{'; '.join(wrong)} (set in {where} or as FLEAD_SECTION__NAME in the environment{form})"
         ) from None
-    except (SettingsError, yaml.YAMLError, ValueError, TypeError) as error:  # a file or variable of no known form
+    except SettingsError as error:
+        raise BadConfiguration(
+            f"a list or map in the environment cannot be read ({error}: {error.__cause__}): write it as JSON, "
+            "as in FLEAD_LEARNER__DETECTORS='[\"half_space_trees\"]'"
+        ) from None
+    except (yaml.YAMLError, OSError, ValueError, TypeError) as error:  # a file of no known form
         cause = " ".join(str(error.__cause__ or error).split())[:300]
-        where = named or "config/project_config.yaml"
-        raise BadConfiguration(f"the settings in {where} or the environment cannot be read: {cause}") from None
+        raise BadConfiguration(f"the settings in {where} cannot be read: {cause}") from None
+
+
+def strangers() -> Iterator[tuple[str, str]]:
+    """Variables with our prefix that mean nothing to us, each with a name that may have been meant, in brackets."""
+    sections = {f"{_PREFIX}{name.upper()}": field.annotation for name, field in Settings.model_fields.items()}
+    known = [
+        f"{section}{_DELIMITER}{name.upper()}" if isinstance(kind, type) and issubclass(kind, BaseModel) else section
+        for section, kind in sections.items()
+        for name in getattr(kind, "model_fields", [""])
+    ]
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if not name.startswith(_PREFIX) or name.partition(_DELIMITER)[0] in sections or name in _NO_SETTINGS:
+            continue
+        meant = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+        yield variable, f" ({meant[0]}?)" if meant else ""

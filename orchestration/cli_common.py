@@ -49,15 +49,17 @@ ForS = Annotated[
 
 
 def settings_for(run_dir: Path | None) -> Settings:
-    """The settings, with absolute paths, also for the child processes: a given run folder wins over theirs."""
-    from config.settings import load_settings
+    """The settings, also for the child processes: a given run folder wins over theirs."""
+    from config.settings import load_settings, strangers
 
     if run_dir is not None:
         os.environ["FLEAD_RUN_DIR"] = str(run_dir.expanduser().absolute())
     if os.environ.get("FLEAD_CONFIG"):  # services run in folders of their own
         os.environ["FLEAD_CONFIG"] = str(Path(os.environ["FLEAD_CONFIG"]).expanduser().absolute())
     settings = load_settings()
-    return settings.model_copy(update={"run_dir": settings.run_dir.expanduser().absolute()})
+    for variable, meant in strangers():
+        say(f"warning: {variable} means nothing to FLEAD{meant}")
+    return settings
 
 
 def find_data(data: str, settings: Settings) -> str:

@@ -116,7 +116,7 @@ def declare(
     """
     environment = {
         "PYTHONPATH": str(PROJECT),
-        "FLEAD_RUN_DIR": str(settings.run_dir),
+        **settings.local_paths(),
         "FLEAD_MONGODB__URI": settings.mongodb.address.get_secret_value(),
         "PYTHONUNBUFFERED": "1",
         "OPENBLAS_NUM_THREADS": "1",  # the matrices are tiny: more threads only get in each other's way

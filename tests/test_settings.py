@@ -16,10 +16,12 @@ from config.settings import (
     ServerSettings,
     Settings,
     load_settings,
+    strangers,
 )
 from flead.errors import BadConfiguration
 from flead.learner_config import LearnerConfig
 from flead.messages import ReadingLimits
+from orchestration.services import declare
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +94,25 @@ class TestTheEnvironment:
         monkeypatch.setenv(name, text)
         assert getattr(getattr(load_settings(), section), field) == value
 
+    def test_may_hold_what_is_no_setting_but_may_have_been_meant_as_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("FLEAD_KAFKA_PORT", "FLEAD_TOKEN", "FLEAD_X", "FLEAD_SERVER__PORT"):
+            monkeypatch.setenv(name, "9192")
+        load_settings()
+        assert list(strangers()) == [("FLEAD_KAFKA_PORT", " (FLEAD_KAFKA__PORT?)"), ("FLEAD_X", "")]
+
+    def test_means_a_place_from_where_the_command_was_given(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("FLEAD_SERVER__SIGNING_KEY", "key.pem")
+        monkeypatch.setenv("FLEAD_RUN_DIR", "run")
+        settings = load_settings()
+        places = {"FLEAD_RUN_DIR": str(tmp_path / "run"), "FLEAD_SERVER__SIGNING_KEY": str(tmp_path / "key.pem")}
+        assert settings.local_paths() == places
+        parts = declare(settings, None, frozenset({"dashboards"}))
+        server = next(part.service for part in parts if part.service.name == "server")
+        assert places.items() <= server.environment.items()
+
     def test_names_the_run_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FLEAD_RUN_DIR", str(tmp_path))
         assert load_settings().run_dir == tmp_path
@@ -117,6 +138,8 @@ class TestAWrongSetting:
             ("FLEAD_LEARNER__ADOPTION", "ignore", "learner.adoption: Input should be 'replace', 'mix',"),
             ("FLEAD_READING__EARLIEST", "2000-01-01T00:00:00", "reading.earliest: Input should have timezone info"),
             ("FLEAD_READING__MAX_SENSORS", "257", "reading.max_sensors: Input should be less"),
+            ("FLEAD_MONGODB__DATABASE", "a/b", "mongodb.database: String should match"),
+            ("FLEAD_RUN_DIR", "", "run_dir: names no folder"),
         ],
     )
     def test_is_named_with_what_is_allowed_and_where_it_is_set(
@@ -127,6 +150,22 @@ class TestAWrongSetting:
         assert said in message
         assert "config/project_config.yaml" in message
         assert "FLEAD_SECTION__NAME" in message
+
+    def test_whose_variable_is_misspelt_is_named_with_what_may_be_meant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_KAKFA__PORT", "9192")
+        assert refused() == "FLEAD_KAKFA__PORT is no setting (FLEAD_KAFKA__PORT?): correct or unset it"
+
+    @pytest.mark.parametrize("name", ["FLEAD_LEARNER__DETECTORS", "FLEAD_LEARNER__HIDDEN_SIZES"])
+    def test_that_is_a_list_is_written_as_json(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for text in ("half_space_trees", "32"):
+            monkeypatch.setenv(name, text)
+            message = refused()
+            assert "learner" in message
+            assert "JSON" in message
+
+    def test_in_a_file_that_is_named_is_looked_for_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = yaml(tmp_path, monkeypatch, "kafka: {port: 0}\n")
+        assert f"set in {path}" in refused()
 
     def test_in_the_file_is_named_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         yaml(tmp_path, monkeypatch, "kafak: {}\nserver:\n  prot: 1\n")
