@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from config.child import check_port_free
-from config.settings import PROJECT, Settings
+from config.settings import PROJECT, MongoSettings, Settings
 from flead.errors import CorruptRunFolder, Unavailable
 from flead.signatures import public_text
 from flink.cluster import Cluster
@@ -25,7 +25,9 @@ from kafka.embedded_storage import prepare_broker
 from kafka.topics import ensure_topics
 from orchestration.java import find_java_home
 from orchestration.supervision import Service
+from storage.connection import connect, open_database, translated
 from storage.embedded import initiate, mongod_command
+from storage.migrations import check_usable
 from visualization.mart import server as postgres
 from visualization.superset import service as superset
 
@@ -182,11 +184,16 @@ def _mongodb(settings: Settings) -> list[Part]:
     if settings.mongodb.uri:
         return []
     folder, port = settings.run_dir / "mongodb", settings.mongodb.port
+
+    def ready() -> None:
+        initiate(port, limit_s=2.0)
+        check_database(settings.mongodb)
+
     return [
         Part(
             Service("mongodb", mongod_command(folder, port), port=port),
             prepare=lambda: folder.mkdir(parents=True, exist_ok=True),
-            ready=lambda: initiate(port, limit_s=2.0),
+            ready=ready,
             setting="mongodb.port",
         )
     ]
@@ -240,6 +247,12 @@ def _flink(settings: Settings) -> list[Part]:
     ]
 
 
+def check_database(settings: MongoSettings) -> None:
+    """Raise `CorruptRunFolder` where this code must not touch the database, `Unavailable` where it does not answer."""
+    with translated(), connect(settings) as client:
+        check_usable(open_database(client, settings))
+
+
 def preflight(settings: Settings, parts: list[Part]) -> None:
     """Find what would keep a run from starting, before anything is started.
 
@@ -279,6 +292,8 @@ def preflight(settings: Settings, parts: list[Part]) -> None:
     for part in parts:
         if part.service.port is not None:
             check_port_free(part.service.port, part.setting, part.service.name)
+    if settings.mongodb.uri:
+        check_database(settings.mongodb)
     if "kafka" in embedded:
         check_port_free(settings.kafka.controller_port, "kafka.controller_port", "kafka")
     if "jobmanager" in embedded:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from config.settings import Settings
-from flead.errors import FleadError, Unavailable
+from flead.errors import CorruptRunFolder, FleadError, Unavailable
 from kafka.topics import LOCAL_UPDATES, READINGS, ensure_topics
 from orchestration.services import Part, declare, preflight
 from orchestration.status import Status, only_run
@@ -84,28 +86,45 @@ class Run:
         FleadError
             where it could not start; everything that was started is stopped again
         """
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._interrupt)
+        self._listen_to_signals()
         settings = self._settings
         parts = declare(settings, self._options.producer, self._options.without, self._reveal)
         with ExitStack() as stack:
             stack.enter_context(only_run(settings.run_dir))
             preflight(settings, parts)
             stack.enter_context(self._watcher)
-            with Supervisor([part.service for part in parts], settings.run_dir) as supervisor:
-                try:
-                    self._start(supervisor, parts)
-                    self._watch(supervisor)
-                    self._wind_down(supervisor, parts)
-                finally:
-                    self._watcher.stop_counting()
-                    self._stop_in_order(supervisor, parts)
-            self._status.mark_stopped()
-            self._watcher.save_summary()
+            try:
+                with Supervisor([part.service for part in parts], settings.run_dir) as supervisor:
+                    try:
+                        self._start(supervisor, parts)
+                        self._watch(supervisor)
+                        self._wind_down(supervisor, parts)
+                    finally:
+                        self._watcher.stop_counting()
+                        self._stop_in_order(supervisor, parts)
+            finally:
+                self._status.mark_stopped()
+                self._watcher.save_summary()
         return self._status
 
-    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        self._stopping.set()
+    def _listen_to_signals(self) -> None:
+        terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+
+        def interrupt(_signal: int, _frame: FrameType | None) -> None:
+            self._stopping.set()
+
+        def hang_up(number: int, frame: FrameType | None) -> None:
+            with open(os.devnull, "wb") as nowhere:
+                for (
+                    terminal
+                ) in terminals:  # what is written to one that is gone is an error, and we are to stop in order
+                    os.dup2(nowhere.fileno(), terminal)
+            interrupt(number, frame)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, interrupt)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
+            signal.signal(signal.SIGHUP, hang_up)
 
     def _start(self, supervisor: Supervisor, parts: list[Part]) -> None:
         """Start the servers side by side, wait until each is ready, then what uses them."""
@@ -148,6 +167,8 @@ class Run:
                 raise Interrupted("interrupted while starting")
             try:
                 ready()
+            except CorruptRunFolder:  # waiting does not mend it
+                raise
             except Unavailable as error:
                 trouble = error
             else:
@@ -178,7 +199,7 @@ class Run:
                 self._say("the producer has sent everything")
                 return
             first = producer.get("first_sent_ms") if self._options.producer else self._watcher.first_reading_ms()
-            if self._options.for_s and first and time.time() - first / 1000 >= self._options.for_s:
+            if self._options.for_s is not None and first and time.time() - first / 1000 >= self._options.for_s:
                 return
             self._stopping.wait(REFRESH_S)
 

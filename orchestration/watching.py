@@ -75,7 +75,8 @@ class Watcher:
 
     def __enter__(self) -> Self:
         settings = self._settings
-        self._produce_file.unlink(missing_ok=True)  # an earlier run's
+        for earlier in (self._produce_file, settings.run_dir / SUMMARY_FILE):
+            earlier.unlink(missing_ok=True)
         with ExitStack() as stack:
             self._flink = stack.enter_context(FlinkRest(settings.flink.url, timeout_s=2.0))
             certificate = settings.server.tls_certificate
@@ -84,6 +85,7 @@ class Watcher:
             client = stack.enter_context(connect(settings.mongodb))
             database = open_database(client, settings.mongodb)
             self._archive, self._samples = ArchiveRepository(database), SampleRepository(database)
+            self.save()  # an earlier run's is not ours
             self._connections = stack.pop_all()
         return self
 

@@ -1,0 +1,133 @@
+"""What `flead up` does before it starts anything, where it cannot start, and when somebody wants it to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pymongo import MongoClient
+
+from config.child import free_port
+from config.settings import PROJECT, MongoSettings, Settings
+from flead.errors import CorruptRunFolder, Unavailable
+from orchestration.services import check_database, declare, preflight
+from orchestration.status import STATUS_FILE, SUMMARY_FILE, Status
+from orchestration.supervision import Supervisor
+from orchestration.up import Options, Run
+from orchestration.watching import Watcher
+from storage.embedded import embedded_mongod
+from storage.migrations import COLLECTION, KEY, VERSION
+from tests.fixtures_storage import Mongo
+
+
+@pytest.fixture
+def newer(mongo: Mongo) -> Iterator[Mongo]:
+    """A database that a newer FLEAD wrote."""
+    mongo.database[COLLECTION].update_one(KEY, {"$set": {"version": VERSION + 1}})
+    yield mongo
+    mongo.database[COLLECTION].update_one(KEY, {"$set": {"version": VERSION}})
+
+
+@pytest.mark.servers
+class TestADatabaseThatIsNotToBeTouched:
+    def test_is_refused_before_anything_starts(self, newer: Mongo, tmp_path: Path) -> None:
+        with pytest.raises(CorruptRunFolder, match="which a newer FLEAD wrote"):
+            preflight(Settings(run_dir=tmp_path, mongodb=newer.settings), [])
+
+    def test_of_the_run_folder_is_refused_as_soon_as_it_can_be_read(self, tmp_path: Path) -> None:
+        settings = Settings(run_dir=tmp_path, mongodb=MongoSettings(port=free_port()))
+        part = next(part for part in declare(settings, None) if part.service.name == "mongodb")
+        with embedded_mongod(tmp_path / "mongodb", settings.mongodb.port) as server:
+            part.ready()
+            check_database(settings.mongodb.model_copy(update={"database": "other"}))
+            with MongoClient[dict[str, Any]](server.uri) as client:
+                client["flead"][COLLECTION].insert_one({**KEY, "version": 0, "restoring": {"file": "b.tar"}})
+            with pytest.raises(CorruptRunFolder, match=r"the half of a restore of b\.tar"):
+                part.ready()
+
+    def test_is_not_waited_for(self, tmp_path: Path) -> None:
+        def never() -> None:
+            raise CorruptRunFolder("a newer FLEAD wrote it")
+
+        nobody = cast(Supervisor, None)  # who is not asked: there is nothing to wait for
+        with pytest.raises(CorruptRunFolder, match="newer"):
+            run(tmp_path)._wait(nobody, "mongodb", never, 60.0)
+
+
+def run(folder: Path) -> Run:
+    return Run(Settings(run_dir=folder), Options(None), lambda _: None, lambda _: None)
+
+
+def test_a_run_that_begins_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    before = Status("stopped", "", str(tmp_path), counts={"readings": 5}, checks={"job": {"ok": True, "detail": ""}})
+    for name in (STATUS_FILE, SUMMARY_FILE):
+        (tmp_path / name).write_text(before.to_json())
+    shown: list[str] = []
+    settings = Settings(run_dir=tmp_path, mongodb=MongoSettings(port=free_port()))
+    with Watcher(settings, archived=True, show=lambda status: shown.append(status.state), say=lambda _: None):
+        now = json.loads((tmp_path / STATUS_FILE).read_text())
+        assert (now["state"], now["counts"], shown) == ("starting", {}, ["starting"])
+        assert not (tmp_path / SUMMARY_FILE).exists()
+
+
+def test_a_run_that_could_not_start_leaves_a_summary_without_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise Unavailable("no")
+
+    monkeypatch.setattr("orchestration.up.preflight", lambda *_: None)
+    monkeypatch.setattr("orchestration.up.declare", lambda *_: [])
+    monkeypatch.setattr(Run, "_start", cannot)
+    monkeypatch.setattr(Run, "_listen_to_signals", lambda _: None)
+    with pytest.raises(Unavailable, match="no"):
+        run(tmp_path).execute()
+    summary = json.loads((tmp_path / SUMMARY_FILE).read_text())
+    assert (summary["state"], summary["checks"]) == ("stopped", {})
+
+
+LISTENS = """
+import os, signal, sys
+from pathlib import Path
+from config.settings import Settings
+from orchestration.up import Options, Run
+run = Run(Settings(run_dir=sys.argv[1]), Options(None), lambda _: None, lambda _: None)
+run._listen_to_signals()
+print("listening", flush=True)
+run._stopping.wait(20.0)
+print("the terminal is gone", flush=True)
+print("and so is this one", file=sys.stderr, flush=True)
+Path(sys.argv[1], "ended").write_text(str(run._stopping.is_set()))
+"""
+
+
+class TestATerminalThatIsClosed:
+    def test_stops_a_run_in_order(self, tmp_path: Path) -> None:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-c", LISTENS, str(tmp_path)]
+        with subprocess.Popen(command, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs) as process:  # noqa: S603
+            os.close(theirs)
+            assert b"listening" in os.read(ours, 100)
+            os.close(ours)
+            process.send_signal(signal.SIGHUP)  # as the kernel does to who has that terminal
+        assert process.returncode == 0
+        assert (tmp_path / "ended").read_text() == "True"
+
+    def test_is_nothing_to_one_that_was_given_to_nohup(self, tmp_path: Path) -> None:
+        signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+        before = [signal.getsignal(number) for number in signals]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            run(tmp_path)._listen_to_signals()
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
