@@ -14,6 +14,9 @@ import os
 import signal
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,6 +52,8 @@ from orchestration.cli_common import (
 )
 
 NOT_RUNNING = 3
+DOWN_LIMIT_S = 300.0
+"""What is on its way may take 45 s twice, a savepoint 75 s, and each service its time to stop."""
 
 app = typer.Typer(
     help="Federated learning on sensor streams: a model per device, merged into a global model that flows back.",
@@ -121,7 +126,7 @@ def up(
         say(f"the readings come from the simulator ({devices} devices); --data names a file of real ones")
     producer = flead_command("produce", "--data", source, "--rate", str(rate), "--devices", str(devices))
     producer += ["--loop" if loop else "--once", "--progress-file", str(settings.run_dir / "produce.json")]
-    producer += ["--for", str(for_s)] if for_s else []
+    producer += ["--for", str(for_s)] if for_s is not None else []
     live = Live(console=err, refresh_per_second=2, transient=True)
     interactive, next_line_s = err.is_terminal, 10.0
 
@@ -167,12 +172,17 @@ def down(run_dir: RunDir = None) -> None:
     if pid is None:
         say(f"nothing runs in {settings.run_dir}")
         return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 180.0
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:  # it ended just now
+        pass
+    except PermissionError:
+        raise FleadError(f"process {pid} is another user's: only they can stop it") from None
+    deadline = time.monotonic() + DOWN_LIMIT_S
     with bar("stopping"):
         while running_pid(settings.run_dir) is not None:
             if time.monotonic() > deadline:
-                raise FleadError(f"process {pid} has not ended within 180 s: see {settings.run_dir}/logs")
+                raise FleadError(f"process {pid} has not ended within {DOWN_LIMIT_S:g} s: see {settings.run_dir}/logs")
             time.sleep(0.2)
     say("stopped")
 
@@ -206,16 +216,28 @@ def logs(
     folder = settings_for(run_dir).run_dir / "logs"
     known = sorted(path.stem for path in folder.glob("*.log"))
     if service is None:
-        typer.echo("\n".join(known) or f"no logs in {folder}")
+        typer.echo("\n".join(known)) if known else say(f"no logs in {folder}")
         return
     path = folder / f"{service}.log"
     if service not in known:
         raise FleadError(f"no log of {service} in {folder}: there are {', '.join(known) or 'none'}")
-    with path.open(errors="replace") as file:
-        typer.echo("".join(file.readlines()[-lines:]), nl=False)
+    for line in _tail(path, lines, follow=follow):
+        typer.echo(line, nl=False)
+
+
+def _tail(path: Path, last: int, *, follow: bool) -> Iterator[str]:
+    """The last lines of a log and those to come; one that has grown too long is renamed, and begins anew."""
+    file = path.open(errors="replace")
+    try:
+        yield from deque(file, last)
         while follow:
-            line = file.readline()
-            if line:
-                typer.echo(line, nl=False)
+            if line := file.readline():
+                yield line
+            elif path.exists() and not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield from file  # what came before it was renamed
+                file.close()
+                file = path.open(errors="replace")
             else:
                 time.sleep(0.2)
+    finally:
+        file.close()

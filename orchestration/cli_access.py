@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flead.errors import FleadError
-from orchestration.cli_common import Json, RunDir, say, settings_for
+from orchestration.cli_common import Json, RunDir, quiet, say, settings_for
 
 if TYPE_CHECKING:
     from global_server.access.audit import Audit
@@ -46,7 +46,7 @@ def add_user(
         raise FleadError("a user's name has 1 to 128 printable characters")
     password = _password(from_stdin=from_stdin, generate=generate)
     kept = hashed(password)
-    with _access(run_dir) as (repository, audit):
+    with _access(run_dir, create=True) as (repository, audit):
         repository.add_user(name, role, kept)
         audit.note(_whoami(), "user.add", name, role=role)
     _tell_user(name, "added", password if generate else None, as_json=as_json, role=role)
@@ -120,7 +120,7 @@ def add_key(
     if public_key is not None:
         check_public_key(public_key)
     made = new_key()
-    with _access(run_dir) as (repository, audit):
+    with _access(run_dir, create=True) as (repository, audit):
         stored = repository.add_key(
             made.key_id, device_id, made.sha256, _whoami(), aggregator=aggregator, public_key=public_key
         )
@@ -166,7 +166,7 @@ def revoke_key(
 
 
 @contextmanager
-def _access(run_dir: Path | None) -> Iterator[tuple[AccessRepository, Audit]]:
+def _access(run_dir: Path | None, *, create: bool = False) -> Iterator[tuple[AccessRepository, Audit]]:
     from global_server.access.audit import Audit
     from storage.access import AccessRepository, AuditRepository
     from storage.connection import connect, open_database
@@ -174,7 +174,8 @@ def _access(run_dir: Path | None) -> Iterator[tuple[AccessRepository, Audit]]:
     from storage.schema import apply_schema
 
     settings = settings_for(run_dir)
-    with database_of(settings.mongodb, settings.run_dir, create=True) as mongodb, connect(mongodb) as client:
+    quiet()
+    with database_of(settings.mongodb, settings.run_dir, create=create) as mongodb, connect(mongodb) as client:
         database = open_database(client, mongodb)
         apply_schema(database, mongodb)
         yield AccessRepository(database), Audit(AuditRepository(database))

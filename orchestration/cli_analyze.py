@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +10,12 @@ from typing import Annotated
 import typer
 
 from flead.errors import BadConfiguration, FleadError
-from orchestration.cli_common import Json, RunDir, out, progress, say, settings_for
+from orchestration.cli_common import Json, RunDir, out, progress, quiet, say, settings_for
 from orchestration.files import output_file
 
-app = typer.Typer(help="Reports over the whole history (batch), and analytics of the running stream (stream).")
+app = typer.Typer(
+    help="Reports over the whole history (batch), and analytics of the running stream (stream).", no_args_is_help=True
+)
 
 
 @app.command()
@@ -38,7 +39,7 @@ def batch(
     from visualization.report import report_page, report_pdf
 
     settings = settings_for(run_dir)
-    logging.getLogger().setLevel(logging.WARNING)  # that a server starts and ends is not this command's news
+    quiet()
     _check_folder(report)
     with progress() as advance:
         made = analyze(Request(data, _numbers(versions)), settings, advance)

@@ -6,6 +6,7 @@ numpy, Kafka's client or the settings.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -130,6 +131,11 @@ def say(line: str) -> None:
     """One line for people, as it is: what it quotes is no markup."""
     if line:
         err.print(Text(line), soft_wrap=True)
+
+
+def quiet() -> None:
+    """Say nothing of servers that start and end for the time being: it is not this command's news."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 def stop_event() -> threading.Event:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flead.errors import FleadError
 from orchestration.cli_common import Devices, Json, bar, fetch_intel_lab, intel_lab_path, out, say, settings_for
+from orchestration.files import check_writable, output_file
 
 app = typer.Typer(help="Datasets: download, simulate, check.", no_args_is_help=True)
 
@@ -38,14 +38,12 @@ def simulate(
 
     from data.simulate import simulate as fleet
 
-    try:
-        with output.open("wb") as file, bar("simulating", total=readings) as advance:
-            for number, reading in enumerate(islice(fleet(devices, seed=seed, faults=faults), readings), start=1):
-                file.write(reading.to_json() + b"\n")
-                if number % 1_000 == 0 or number == readings:
-                    advance(number)
-    except OSError as error:
-        raise FleadError(f"{output} cannot be written ({error.strerror}): name another file") from None
+    check_writable(output)
+    with output_file(output) as temporary, temporary.open("wb") as file, bar("simulating", total=readings) as advance:
+        for number, reading in enumerate(islice(fleet(devices, seed=seed, faults=faults), readings), start=1):
+            file.write(reading.to_json() + b"\n")
+            if number % 1_000 == 0 or number == readings:
+                advance(number)
     say(f"{readings:,} readings of {devices} devices in {output}")
 
 

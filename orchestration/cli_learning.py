@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flead.errors import BadConfiguration, FleadError
-from orchestration.cli_common import Json, RunDir, out, progress, say, settings_for
-from orchestration.files import output_file
+from flead.errors import BadConfiguration
+from orchestration.cli_common import Json, RunDir, out, progress, quiet, say, settings_for
+from orchestration.files import check_writable, output_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +63,8 @@ def evaluate(
     )
     printed = as_json is not None and str(as_json) == "-"
     for path in (page, None if printed else as_json):
-        _check_writable(path)
+        if path is not None:
+            check_writable(path)
     with progress() as advance:
         found = compare(request, settings.learner, advance)
     for remark in found.remarks:
@@ -121,7 +121,8 @@ def detect(
     settings = settings_for(None)
     config = _with_false_alarms(settings.learner, false_alarms_per_day)
     for path in (output, plot):
-        _check_writable(path)
+        if path is not None:
+            check_writable(path)
     with output_file(output) as temporary, progress() as advance:
         report, tracks = run(
             source,
@@ -172,8 +173,9 @@ def export(
     if form not in list(Form):
         raise BadConfiguration(f"--format knows {', '.join(Form)}, not {form}")
     settings = settings_for(run_dir)
-    _check_writable(output)
-    model = None if data is not None and run_dir is None else from_run(settings.mongodb, device, settings.learner)
+    quiet()
+    check_writable(output)
+    model = None if data is not None and run_dir is None else from_run(settings, device)
     if data is not None:
         with progress() as advance:
             learnt = from_data(data, device, settings.learner, lambda done: advance(f"reading {done:,}", None))
@@ -191,16 +193,6 @@ def export(
         f"{output}: {len(exported.raw):,} bytes, the model of {device} ({model.architecture}); on {inputs} inputs it "
         f"differs from the network by {agreed.relative_rmse:.2g} of its outputs' size, at most {agreed.max_abs:.2g}"
     )
-
-
-def _check_writable(path: Path | None) -> None:
-    """Refuse a place where nothing can be written before the work, not after it."""
-    if path is None:
-        return
-    folder = path.expanduser().absolute().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "is a folder" if path.is_dir() else "its folder does not exist or is not ours"
-        raise FleadError(f"{path} cannot be written ({why}): name another file")
 
 
 def _names(text: str | None) -> tuple[str, ...]:

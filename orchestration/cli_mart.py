@@ -7,17 +7,22 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestration.cli_common import Json, RunDir, out, progress, say, settings_for, stop_event
+from flead.errors import NotThere
+from orchestration.cli_common import Json, RunDir, out, progress, quiet, say, settings_for, stop_event
 
 if TYPE_CHECKING:
     from config.settings import Settings
     from visualization.mart.follower import Follower
 
-app = typer.Typer(help="The SQL copy of MongoDB that dashboards read: PostgreSQL, kept equal by MongoDB's changes.")
+app = typer.Typer(
+    help="The SQL copy of MongoDB that dashboards read: PostgreSQL, kept equal by MongoDB's changes.",
+    no_args_is_help=True,
+)
 
 
 @app.command()
@@ -59,8 +64,8 @@ def status(run_dir: RunDir = None, as_json: Json = False) -> None:
     from visualization.mart.lag import lag_of
     from visualization.mart.server import address, mart_of
 
-    settings = settings_for(run_dir)
-    logging.getLogger().setLevel(logging.WARNING)  # that a server starts and ends is not this command's news
+    settings = _with_a_mart(run_dir)
+    quiet()
     with mart_of(settings.mart, settings.run_dir) as mart:
         lag = lag_of(address(mart, settings.run_dir))
     if as_json:
@@ -89,7 +94,7 @@ def uri(
 
     from visualization.mart.server import FOLDER, Role, address, find_running, password_file
 
-    settings = settings_for(run_dir)
+    settings = _with_a_mart(run_dir)
     role = Role.OWNER if owner else Role.READER
     running = None if settings.mart.uri else find_running(settings.run_dir / FOLDER)
     mart = settings.mart.model_copy(update={"port": running.port}) if running else settings.mart
@@ -101,6 +106,16 @@ def uri(
     typer.echo(f"postgresql://{parts['user']}@{parts['host']}:{parts.get('port', 5432)}/{parts['dbname']}")
     if not (owner and settings.mart.uri):
         say(f"password: {password_file(settings.run_dir, role)}")
+
+
+def _with_a_mart(run_dir: Path | None) -> Settings:
+    """The settings of a run that has a mart: to look at one must not make one."""
+    from visualization.mart.server import FOLDER
+
+    settings = settings_for(run_dir)
+    if not settings.mart.uri and not (settings.run_dir / FOLDER).exists():
+        raise NotThere(f"there is no mart in {settings.run_dir}: `flead mart rebuild` makes it of what MongoDB holds")
+    return settings
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.cli_common import Json, RunDir, bar, say, settings_for
+from orchestration.cli_common import Json, RunDir, bar, quiet, say, settings_for
 
 if TYPE_CHECKING:
     from pymongo.database import Database
@@ -91,6 +91,7 @@ def _database(
     from storage.connection import connect, open_database
     from storage.running import database_of
 
+    quiet()
     with database_of(settings.mongodb, settings.run_dir, create=create) as mongodb, connect(mongodb, name) as client:
         yield open_database(client, mongodb), mongodb
 

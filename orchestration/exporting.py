@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config.settings import MongoSettings
+from config.settings import Settings
 from data.formats import Rejected
 from data.frames import Frame, frames_of
 from data.sources import open_dataset
@@ -87,23 +87,28 @@ def from_data(path: Path, device: str, config: LearnerConfig, on_progress: Calla
     return Model(learner.theta.copy(), learner.architecture, about, learner.recent_features)
 
 
-def from_run(mongodb: MongoSettings, device: str, config: LearnerConfig) -> Model:
-    """The newest model that the device has sent to the run's database.
+def from_run(settings: Settings, device: str) -> Model:
+    """The newest model that the device has sent to the run of a folder, whether the run is on or not.
 
     Raises
     ------
     Unavailable
-        MongoDB does not answer
+        there is no database, or it does not answer
     FleadError
         the device has not sent a model
     """
     from storage.connection import connect, open_database
     from storage.rounds import RoundRepository
+    from storage.running import database_of
+    from storage.schema import apply_schema
 
+    config = settings.learner
     _only_networks(config)
     try:
-        with connect(mongodb) as client:
-            models = RoundRepository(open_database(client, mongodb))
+        with database_of(settings.mongodb, settings.run_dir) as mongodb, connect(mongodb) as client:
+            database = open_database(client, mongodb)
+            apply_schema(database, mongodb)  # an earlier version may have written it
+            models = RoundRepository(database)
             newest = models.newest_of(device)
             known = [] if newest else models.devices()
     except Unavailable as error:

@@ -12,21 +12,46 @@ from flead.errors import FleadError
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old text or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise FleadError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place where no file can be written before the work, not after it."""
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        raise FleadError(f"{path} cannot be written (is a folder): name another file")
+    place = path if _is_no_file(path) else path.parent
+    if not (place.exists() and os.access(place, os.W_OK)):
+        raise FleadError(f"{path} cannot be written (its folder does not exist or is not ours): name another file")
 
 
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place at the end; where the work fails, nothing is left."""
+    """A temporary file beside `path`, which takes its place at the end; where the work fails, nothing is left.
+
+    What is no file, as `/dev/null` or `/dev/stdout`, is written to itself: nothing may take its place.
+    """
     path = path.expanduser().absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if not _is_no_file(path):
+        path = path.resolve()  # a link stays, and what it leads to is written
+    temporary = path if _is_no_file(path) else path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
-        temporary.replace(path)
+        if temporary != path:
+            temporary.replace(path)
     except OSError as error:
         raise FleadError(f"{path} cannot be written ({error.strerror or error}): name another file") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_no_file(path: Path) -> bool:
+    """Whether there is something that is neither a file nor a folder: a device, a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from flead.errors import CorruptRunFolder, FleadError, Unavailable
 
 STATUS_FILE = "status.json"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = "up.lock"
+LOOK_S = 0.5
+"""Who looks whether a run is on holds the lock for a moment: a run that starts just then waits so long."""
 
 
 @dataclass
@@ -86,12 +89,10 @@ def only_run(run_dir: Path) -> Iterator[None]:
             f"the run folder {run_dir} cannot be used ({error.strerror}): name another with --run-dir"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(lock, fcntl.LOCK_EX, LOOK_S):
             raise Unavailable(
                 f"another run uses {run_dir}: stop it with `flead down --run-dir {run_dir}`, or name another folder"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -99,13 +100,33 @@ def only_run(run_dir: Path) -> Iterator[None]:
 
 
 def running_pid(run_dir: Path) -> int | None:
-    """The process that holds a run folder; None where no run does."""
-    path = run_dir / LOCK_FILE
-    if not path.exists():
+    """The process that holds a run folder; None where no run does.
+
+    Raises
+    ------
+    CorruptRunFolder
+        where we may not look
+    """
+    try:
+        with (run_dir / LOCK_FILE).open() as lock:
+            if _locked(lock, fcntl.LOCK_SH):  # not LOCK_EX: two who look at once would take each other for a run
+                return None
+            return int(lock.read() or 0) or None
+    except FileNotFoundError:
         return None
-    with path.open("r+") as lock:
+    except OSError as error:
+        raise CorruptRunFolder(f"the run folder {run_dir} cannot be read ({error.strerror})") from None
+
+
+def _locked(lock: TextIO, kind: int, limit_s: float = 0.0) -> bool:
+    """Take a lock, or wait for it no longer than `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return int(path.read_text() or 0) or None
-    return None
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -19,9 +21,11 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from config.settings import PROJECT
+from flead.errors import FleadError
 from flead.messages import Reading
-from orchestration.cli import app
-from orchestration.status import STATUS_FILE, Status
+from orchestration.cli import _tail, app
+from orchestration.files import check_writable, output_file, write_atomically
+from orchestration.status import LOCK_FILE, STATUS_FILE, Status, only_run, running_pid
 from tests import fixtures_run
 from tests.fixtures_cli import Ended, Flead
 
@@ -278,6 +282,52 @@ class TestProduce:
         assert "nowhere.csv cannot be read" in refused(flead("produce", "--data", tmp_path / "nowhere.csv"))
 
 
+def test_to_look_at_what_is_not_there_makes_nothing(run_dir: Path, flead: Flead) -> None:
+    for command in ("mart status", "mart uri", "mart uri --password", "users list", "keys list", "backup x", "status"):
+        assert str(run_dir) in refused(flead(*command.split())), command
+    assert "--data FILE" in refused(flead("export", "--device", "a", "--format", "npz", "-o", run_dir.parent / "model"))
+    assert not run_dir.exists()
+
+
+def test_a_variable_that_means_nothing_is_told(flead: Flead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEAD_RUNDIR", "/somewhere")
+    done = flead("logs")
+    assert done.code == 0
+    assert "warning: FLEAD_RUNDIR means nothing to FLEAD (FLEAD_RUN_DIR?)" in done.err
+
+
+class TestAFileThatIsWritten:
+    def test_keeps_the_link_that_leads_to_it(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "file")
+        with output_file(tmp_path / "link") as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "file").read_text() == "new"
+
+    def test_does_not_take_the_place_of_what_is_no_file(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        check_writable(pipe)
+        with output_file(pipe) as given:
+            assert given == pipe
+        assert pipe.is_fifo()
+
+    def test_is_not_there_where_it_was_not_written_to_its_end(self, tmp_path: Path) -> None:
+        def killed() -> None:
+            with output_file(tmp_path / "file") as temporary:
+                temporary.write_text("half")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            killed()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_of_a_status_that_cannot_be_kept_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(FleadError, match=r"status\.json cannot be written"):
+            write_atomically(tmp_path / "file" / "status.json", "{}")
+
+
 class TestARunFolder:
     def test_without_a_run_has_no_status_nothing_to_stop_and_no_logs(self, run_dir: Path, flead: Flead) -> None:
         assert f"there has been no run in {run_dir}" in refused(flead("status"))
@@ -306,6 +356,47 @@ class TestARunFolder:
         (run_dir / "logs" / "kafka.log").write_text("one\ntwo\nthree\n")
         assert flead("logs") == Ended(0, "kafka\n", "")
         assert flead("logs", "kafka", "-n", 2) == Ended(0, "two\nthree\n", "")
+
+    def test_follows_a_log_that_begins_anew(self, run_dir: Path) -> None:
+        path = run_dir / "logs" / "kafka.log"
+        path.parent.mkdir(parents=True)
+        path.write_text("one\ntwo\n")
+        lines = _tail(path, 1, follow=True)
+        assert next(lines) == "two\n"
+        with path.open("a") as log:
+            log.write("three\n")
+        path.rename(path.with_name("kafka.log.1"))
+        path.write_text("four\n")
+        assert [next(lines), next(lines)] == ["three\n", "four\n"]
+
+    def test_that_nobody_uses_is_not_in_use_because_somebody_else_looks(self, run_dir: Path) -> None:
+        run_dir.mkdir()
+        (run_dir / LOCK_FILE).write_text("1")  # of a run that is over; the number is another process's by now
+        with (run_dir / LOCK_FILE).open() as other:
+            fcntl.flock(other, fcntl.LOCK_SH)
+            assert running_pid(run_dir) is None
+            ends = threading.Timer(0.1, lambda: fcntl.flock(other, fcntl.LOCK_UN))
+            ends.start()
+            with only_run(run_dir):
+                assert running_pid(run_dir) == os.getpid()
+            ends.join()
+
+    def test_whose_run_has_just_ended_or_is_not_ours_is_stopped_in_one_line(
+        self, run_dir: Path, flead: Flead, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def kill(error: type[OSError]) -> Callable[[int, int], None]:
+            def killed(_pid: int, _signal: int) -> None:
+                raise error
+
+            return killed
+
+        pids = iter([7, None])
+        monkeypatch.setattr("orchestration.status.running_pid", lambda _: next(pids))
+        monkeypatch.setattr("os.kill", kill(ProcessLookupError))
+        assert flead("down") == Ended(0, "", "stopped\n")
+        monkeypatch.setattr("orchestration.status.running_pid", lambda _: 7)
+        monkeypatch.setattr("os.kill", kill(PermissionError))
+        assert "process 7 is another user's" in refused(flead("down"))
 
 
 def test_a_run_without_what_it_cannot_do_without_is_refused(flead: Flead) -> None:
