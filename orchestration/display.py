@@ -18,6 +18,7 @@ _COLOURS = {
     "stopped": "dim",
     "starting": "yellow",
     "backoff": "red",
+    "failed": "bold red",
     "fatal": "bold red",
 }
 
@@ -26,8 +27,10 @@ def picture(status: Status) -> RenderableType:
     """The services beside the counts."""
     grid = Table.grid(padding=(0, 4))
     grid.add_row(_services(status), _counts(status))
+    lasts = "after" if status.state == "stopped" else "for"
+    total = status.timings_s.get("total", 0)
     parts: list[RenderableType] = [
-        Text(f"FLEAD {status.state} for {status.timings_s.get('total', 0):.0f} s in {status.run_dir}", style="bold"),
+        Text(f"FLEAD {status.state} {lasts} {total:.0f} s in {status.run_dir}", style="bold"),
         grid,
     ]
     if status.dead_letter_reasons:
@@ -61,15 +64,11 @@ def _services(status: Status) -> Table:
     table = Table("service", "state", "pid", "port", "restarts", box=None, header_style="bold")
     for name, service in status.services.items():
         state = Text(service["state"], style=_COLOURS.get(service["state"], "yellow"))
-        table.add_row(name, state, _plain(service["pid"]), _plain(service["port"]), _plain(service["restarts"]))
-    if status.job:
-        table.add_row(
-            "learning job",
-            Text(str(status.job["state"]).lower(), style="green"),
-            "",
-            "",
-            _plain(status.job["restarts"]),
-        )
+        numbers = (service[name] for name in ("pid", "port", "restarts"))
+        table.add_row(name, state, *("" if number is None else str(number) for number in numbers))
+    if status.job and status.state != "stopped":
+        state = status.job["state"].lower()
+        table.add_row("learning job", Text(state, _COLOURS.get(state, "yellow")), "", "", str(status.job["restarts"]))
     return table
 
 

@@ -345,6 +345,22 @@ class TestARunFolder:
         assert shown.code == 3
         assert re.search(r"kafka +stopped", shown.out)
 
+    def test_shows_pids_and_ports_as_they_are_typed(self, run_dir: Path, flead: Flead) -> None:
+        service = {"state": "running", "pid": 16577, "port": 27017, "restarts": 0}
+        job = {"id": "a", "state": "FAILED", "restarts": 3}
+        now = Status("running", "", "run", {"mongodb": service}, {"readings": 44672}, timings_s={"total": 88}, job=job)
+        with only_run(run_dir):
+            (run_dir / STATUS_FILE).write_text(now.to_json())
+            shown = flead("status")
+        assert shown.code == 0
+        assert "FLEAD running for 88 s" in shown.out
+        assert re.search(r"mongodb +running +16577 +27017 +0 ", shown.out)
+        assert re.search(r"learning job +failed +3", shown.out)
+        assert "44,672" in shown.out
+        over = flead("status").out
+        assert "FLEAD stopped after 88 s" in over
+        assert "learning job" not in over
+
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"unknown": 1}'])
     def test_whose_status_cannot_be_read_is_named(self, text: str, run_dir: Path, flead: Flead) -> None:
         run_dir.mkdir()
