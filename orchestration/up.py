@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import TypeVar
 
 from config.settings import Settings
 from flead.errors import CorruptRunFolder, FleadError, Unavailable
@@ -32,6 +31,7 @@ LATER = ("analytics", *DASHBOARDS)
 BETWEEN_STARTS_S = 8.0
 """Each of them is busy for about so long at first."""
 REFRESH_S = 1.0
+Told = TypeVar("Told")
 
 
 @dataclass
@@ -70,10 +70,15 @@ class Run:
     ) -> None:
         self._settings = settings
         self._options = options
-        self._say = say
-        self._reveal = reveal
+        self._say = _while_somebody_listens(say)
+        self._reveal = _while_somebody_listens(reveal)
         self._stopping = threading.Event()
-        self._watcher = Watcher(settings, archived="archive" not in options.without, show=show, say=say)
+        self._watcher = Watcher(
+            settings,
+            archived="archive" not in options.without,
+            show=_while_somebody_listens(show),
+            say=self._say,
+        )
         self._status = self._watcher.status
         self._later: list[str] = []
         self._next_start = 0.0
@@ -108,23 +113,13 @@ class Run:
         return self._status
 
     def _listen_to_signals(self) -> None:
-        terminals = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-
         def interrupt(_signal: int, _frame: FrameType | None) -> None:
             self._stopping.set()
 
-        def hang_up(number: int, frame: FrameType | None) -> None:
-            with open(os.devnull, "wb") as nowhere:
-                for (
-                    terminal
-                ) in terminals:  # what is written to one that is gone is an error, and we are to stop in order
-                    os.dup2(nowhere.fileno(), terminal)
-            interrupt(number, frame)
-
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, interrupt)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
-            signal.signal(signal.SIGHUP, hang_up)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it for us
+            signal.signal(signal.SIGHUP, interrupt)
 
     def _start(self, supervisor: Supervisor, parts: list[Part]) -> None:
         """Start the servers side by side, wait until each is ready, then what uses them."""
@@ -248,6 +243,16 @@ class Run:
         for part in reversed(parts):
             with suppress(Unavailable):
                 supervisor.stop(part.service.name)
+
+
+def _while_somebody_listens(tell: Callable[[Told], object]) -> Callable[[Told], None]:
+    """Tell people how a run goes; where their terminal or pipe is gone, the run goes on and stops in order."""
+
+    def told(what: Told) -> None:
+        with suppress(OSError, SystemExit):  # rich ends a process whose pipe has no reader
+            tell(what)
+
+    return told
 
 
 def _log_hint(supervisor: Supervisor, name: str) -> str:

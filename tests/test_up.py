@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +13,7 @@ import pytest
 from pymongo import MongoClient
 
 from config.child import free_port
-from config.settings import PROJECT, MongoSettings, Settings
+from config.settings import MongoSettings, Settings
 from flead.errors import CorruptRunFolder, Unavailable
 from orchestration.services import check_database, declare, preflight
 from orchestration.status import STATUS_FILE, SUMMARY_FILE, Status
@@ -94,40 +91,36 @@ def test_a_run_that_could_not_start_leaves_a_summary_without_a_verdict(
     assert (summary["state"], summary["checks"]) == ("stopped", {})
 
 
-LISTENS = """
-import os, signal, sys
-from pathlib import Path
-from config.settings import Settings
-from orchestration.up import Options, Run
-run = Run(Settings(run_dir=sys.argv[1]), Options(None), lambda _: None, lambda _: None)
-run._listen_to_signals()
-print("listening", flush=True)
-run._stopping.wait(20.0)
-print("the terminal is gone", flush=True)
-print("and so is this one", file=sys.stderr, flush=True)
-Path(sys.argv[1], "ended").write_text(str(run._stopping.is_set()))
-"""
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """What the tests do to signals is undone."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
+@pytest.mark.usefixtures("signals")
 class TestATerminalThatIsClosed:
-    def test_stops_a_run_in_order(self, tmp_path: Path) -> None:
-        ours, theirs = pty.openpty()
-        command = [sys.executable, "-c", LISTENS, str(tmp_path)]
-        with subprocess.Popen(command, cwd=PROJECT, stdin=theirs, stdout=theirs, stderr=theirs) as process:  # noqa: S603
-            os.close(theirs)
-            assert b"listening" in os.read(ours, 100)
-            os.close(ours)
-            process.send_signal(signal.SIGHUP)  # as the kernel does to who has that terminal
-        assert process.returncode == 0
-        assert (tmp_path / "ended").read_text() == "True"
+    def test_stops_a_run(self, tmp_path: Path) -> None:
+        closed = run(tmp_path)
+        closed._listen_to_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert closed._stopping.wait(10.0)
 
     def test_is_nothing_to_one_that_was_given_to_nohup(self, tmp_path: Path) -> None:
-        signals = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-        before = [signal.getsignal(number) for number in signals]
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        try:
-            run(tmp_path)._listen_to_signals()
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        finally:
-            for number, handler in zip(signals, before, strict=True):
-                signal.signal(number, handler)
+        run(tmp_path)._listen_to_signals()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+    @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), BrokenPipeError(), SystemExit(1)])
+    def test_does_not_keep_a_run_from_stopping_in_order(self, error: BaseException, tmp_path: Path) -> None:
+        def gone(_: object) -> None:
+            raise error
+
+        unheard = Run(Settings(run_dir=tmp_path), Options(None), gone, gone, gone)
+        unheard._say("stopping")
+        unheard._reveal("password")
+        unheard._watcher.save()
+        assert (tmp_path / STATUS_FILE).exists()
