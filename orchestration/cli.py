@@ -106,7 +106,7 @@ def up(
 ) -> None:
     """Start everything, watch it live, and stop all of it again on Ctrl-C or after --for seconds.
 
-    With --for it exits 0 only if the run was well: nothing lost, every update accepted, rounds made, all stored.
+    It exits 0 only if the run was well: nothing lost, every update accepted, rounds made, all stored.
     """
     from rich.live import Live
 
@@ -120,13 +120,16 @@ def up(
         raise BadConfiguration(
             f"--without knows {', '.join(OPTIONAL)}, not {', '.join(sorted(left_out - set(OPTIONAL)))}"
         )
-    settings = settings_for(run_dir)
-    source = find_data(data, settings)
-    if source == "simulated":
-        say(f"the readings come from the simulator ({devices} devices); --data names a file of real ones")
-    producer = flead_command("produce", "--data", source, "--rate", str(rate), "--devices", str(devices))
-    producer += ["--loop" if loop else "--once", "--progress-file", str(settings.run_dir / "produce.json")]
-    producer += ["--for", str(for_s)] if for_s is not None else []
+    settings, producer = settings_for(run_dir), None
+    if "producer" in left_out:
+        say(f"the readings are yours to send, to flead.readings at {settings.kafka.servers}")
+    else:
+        source = find_data(data, settings)
+        if source == "simulated":
+            say(f"the readings come from the simulator ({devices} devices); --data names a file of real ones")
+        producer = flead_command("produce", "--data", source, "--rate", str(rate), "--devices", str(devices))
+        producer += ["--loop" if loop else "--once", "--progress-file", str(settings.run_dir / "produce.json")]
+        producer += ["--for", str(for_s)] if for_s is not None else []
     live = Live(console=err, refresh_per_second=2, transient=True)
     interactive, next_line_s = err.is_terminal, 10.0
 
@@ -140,7 +143,7 @@ def up(
 
     run = Run(
         settings,
-        Options(producer if "producer" not in left_out else None, for_s, left_out),
+        Options(producer, for_s, left_out),
         show,
         say,
         say if interactive else lambda _: None,

@@ -64,7 +64,7 @@ def evaluate(
     printed = as_json is not None and str(as_json) == "-"
     for path in (page, None if printed else as_json):
         if path is not None:
-            check_writable(path)
+            check_writable(path, *train, *test)
     with progress() as advance:
         found = compare(request, settings.learner, advance)
     for remark in found.remarks:
@@ -122,7 +122,7 @@ def detect(
     config = _with_false_alarms(settings.learner, false_alarms_per_day)
     for path in (output, plot):
         if path is not None:
-            check_writable(path)
+            check_writable(path, source)
     with output_file(output) as temporary, progress() as advance:
         report, tracks = run(
             source,
@@ -174,7 +174,7 @@ def export(
         raise BadConfiguration(f"--format knows {', '.join(Form)}, not {form}")
     settings = settings_for(run_dir)
     quiet()
-    check_writable(output)
+    check_writable(output, *([data] if data else []))
     model = None if data is not None and run_dir is None else from_run(settings, device)
     if data is not None:
         with progress() as advance:

@@ -21,9 +21,11 @@ def write_atomically(path: Path, text: str) -> None:
         raise FleadError(f"{path} cannot be written ({error.strerror or error})") from None
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a place where no file can be written before the work, not after it."""
+def check_writable(path: Path, *read: Path) -> None:
+    """Refuse, before the work and not after it, a place where no file can be written, and what is `read` for it."""
     path = path.expanduser().absolute()
+    if path.exists() and any(source.exists() and path.samefile(source) for source in read):
+        raise FleadError(f"{path} is read and would be overwritten: name another file")
     if path.is_dir():
         raise FleadError(f"{path} cannot be written (is a folder): name another file")
     place = path if _is_no_file(path) else path.parent

@@ -33,6 +33,7 @@ NAMED = {
     "up", "down", "status", "logs", "produce", "consume", "serve", "learn", "archive",
     "data download", "data simulate", "data check", "evaluate", "detect", "export",
 }  # fmt: skip
+KAFKA = "FLEAD_KAFKA__PORT"
 HEAVY = {"confluent_kafka", "matplotlib", "numba", "numpy", "pydantic", "pymongo", "pyflink", "sklearn"}
 
 
@@ -312,6 +313,20 @@ class TestAFileThatIsWritten:
             assert given == pipe
         assert pipe.is_fifo()
 
+    def test_is_not_what_is_read(self, tmp_path: Path, flead: Flead) -> None:
+        table, link = tmp_path / "in.csv", tmp_path / "link.svg"
+        table.write_bytes(CSV)
+        link.symlink_to(table)
+        commands = (
+            ("detect", table, "-o", table),
+            ("detect", table, "-o", tmp_path / "out.csv", "--plot", link),
+            ("evaluate", "--train", table, "--test", table, "--json", link),
+            ("export", "--device", "pump-1", "--format", "npz", "--data", table, "-o", link),
+        )
+        for command in commands:
+            assert "is read and would be overwritten" in refused(flead(*command))
+        assert table.read_bytes() == CSV
+
     def test_is_not_there_where_it_was_not_written_to_its_end(self, tmp_path: Path) -> None:
         def killed() -> None:
             with output_file(tmp_path / "file") as temporary:
@@ -413,6 +428,13 @@ class TestARunFolder:
         monkeypatch.setattr("orchestration.status.running_pid", lambda _: 7)
         monkeypatch.setattr("os.kill", kill(PermissionError))
         assert "process 7 is another user's" in refused(flead("down"))
+
+
+def test_readings_of_ones_own_need_no_file(run_dir: Path, flead: Flead, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestration.up.Run.execute", lambda _: Status("stopped", "", str(run_dir)))
+    done = flead("up", "--without", "producer", "--data", "/nowhere")
+    assert done.code == 0
+    assert done.err.startswith(f"the readings are yours to send, to flead.readings at 127.0.0.1:{os.environ[KAFKA]}")
 
 
 def test_a_run_without_what_it_cannot_do_without_is_refused(flead: Flead) -> None:
