@@ -9,6 +9,7 @@ its own, joined below: `cli_services.py` (what a run consists of), `cli_learning
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -52,6 +53,8 @@ from orchestration.cli_common import (
 )
 
 NOT_RUNNING = 3
+_OF_THE_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+"""What is wrong with a folder and not with us, wherever it is found."""
 DOWN_LIMIT_S = 300.0
 """What is on its way may take 45 s twice, a savepoint 75 s, and each service its time to stop."""
 
@@ -83,8 +86,16 @@ def main() -> None:
     try:
         app()
     except FleadError as error:
-        err.print(Text.assemble(("flead:", "bold red"), f" {error}"), soft_wrap=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE or error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}: name another place, or ask who owns this one", 1)
+
+
+def _fail(why: str, code: int) -> NoReturn:
+    err.print(Text.assemble(("flead:", "bold red"), f" {why}"), soft_wrap=True)
+    sys.exit(code)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import json
@@ -375,6 +376,20 @@ class TestARunFolder:
         over = flead("status").out
         assert "FLEAD stopped after 88 s" in over
         assert "learning job" not in over
+
+    @pytest.mark.parametrize(("kind", "told"), [(errno.EACCES, True), (errno.ENOSPC, True), (errno.EISDIR, False)])
+    def test_that_we_may_not_use_is_named_in_one_line(
+        self, kind: int, told: bool, flead: Flead, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def denied(_: Path) -> int:
+            raise OSError(kind, os.strerror(kind), "/somewhere/up.lock")
+
+        monkeypatch.setattr("orchestration.status.running_pid", denied)
+        if told:
+            assert refused(flead("down")).startswith(f"flead: /somewhere/up.lock: {os.strerror(kind)}")
+        else:
+            with pytest.raises(OSError, match=r"up\.lock"):
+                flead("down")
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"unknown": 1}'])
     def test_whose_status_cannot_be_read_is_named(self, text: str, run_dir: Path, flead: Flead) -> None:
