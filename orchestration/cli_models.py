@@ -109,8 +109,10 @@ def restore(
     backups = Backups(settings.run_dir, settings.aggregation.backups)
     if file is None:
         known = backups.cohorts()
+        if not known:
+            raise NotThere(f"there is no backup of a model in {settings.run_dir}: name one, or its --run-dir")
         if cohort is None and len(known) != 1:
-            raise NotThere(f"say of which cohort, with --cohort: there are backups of {', '.join(known) or 'none'}")
+            raise NotThere(f"say of which cohort, with --cohort: there are backups of {', '.join(known)}")
         file = backups.newest(cohort or known[0])
     model = read_backup(file)
     said = _server(token, run_dir).ask("POST", "/api/restore", model.model_dump(mode="json"))

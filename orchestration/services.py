@@ -231,6 +231,10 @@ def _flink(settings: Settings) -> list[Part]:
     cluster = flink_cluster(settings)
     rest, wanted = FlinkRest(settings.flink.url), settings.flink.task_managers
 
+    def prepare() -> None:
+        shutil.rmtree(cluster.folder / "tmp", ignore_errors=True)  # Flink, killed, leaves some 20 MB each time
+        cluster.prepare()
+
     def workers_registered() -> None:
         if rest.task_managers() < wanted:
             raise Unavailable(f"fewer than {wanted} TaskManagers have registered")
@@ -242,7 +246,7 @@ def _flink(settings: Settings) -> list[Part]:
         for i in range(1, wanted + 1)
     ]
     return [
-        Part(manager, prepare=cluster.prepare, ready=rest.task_managers, setting="flink.rest_port"),
+        Part(manager, prepare=prepare, ready=rest.task_managers, setting="flink.rest_port"),
         *(Part(worker, ready=workers_registered) for worker in workers),
     ]
 

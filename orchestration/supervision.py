@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from config.child import ends_with_parent
 from flead.errors import Unavailable
 
 STOP_LIMIT_S = 20
+_PREFIX = "flead-"
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,16 @@ class Supervisor:
     def __init__(self, services: list[Service], folder: Path) -> None:
         self.services = {service.name: service for service in services}
         self.logs = folder / "logs"
+        self._note = folder / "supervisor.folder"
         self._starts: dict[str, tuple[int, int]] = {}  # service -> last pid seen, starts seen
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
         # Not in the run folder: the name of a socket may have 107 characters and no more, and nobody else may look in.
-        self._work = tempfile.TemporaryDirectory(prefix="flead-")
+        _remove_left_over(self._note)
+        self._work = tempfile.TemporaryDirectory(prefix=_PREFIX)
         work = Path(self._work.name)
+        self._note.write_text(str(work))
         configuration = work / "supervisord.conf"
         configuration.write_text(_configuration(self.services.values(), work, self.logs))
         with (self.logs / "supervisord.log").open("ab") as log:
@@ -115,6 +120,7 @@ class Supervisor:
             self._process.wait()
         self._close()
         self._work.cleanup()
+        self._note.unlink(missing_ok=True)
 
     def start(self, name: str) -> None:
         """Start a service; returns at once."""
@@ -166,6 +172,16 @@ class Supervisor:
                 return
             time.sleep(0.05)
         raise Unavailable(f"the supervisor did not start: see {self.logs / 'supervisord.log'}")
+
+
+def _remove_left_over(note: Path) -> None:
+    """Remove the folder of a supervisor that was killed: what services are told may hold passwords."""
+    try:
+        work = Path(note.read_text())
+    except FileNotFoundError:
+        return
+    if work.parent == Path(tempfile.gettempdir()) and work.name.startswith(_PREFIX):  # whoever wrote the note
+        shutil.rmtree(work, ignore_errors=True)
 
 
 _LAUNCH = """

@@ -176,6 +176,20 @@ def test_a_parent_killed_outright_leaves_nothing_behind(tmp_path: Path) -> None:
         assert all(map(alive, pids))
         parent.kill()
         wait_until(lambda: not any(map(alive, pids)), STOP_LIMIT_S + 10.0)  # a signal between fork and exec is lost
+    note = tmp_path / "supervisor.folder"
+    work = Path(note.read_text())
+    assert (work / "one.json").exists(), "killed, it could not remove what its services were told"
+    with Supervisor([sleeper()], tmp_path):
+        assert not work.exists(), "the next one does"
+    assert not note.exists()
+
+
+def test_only_a_folder_of_ours_is_removed(tmp_path: Path) -> None:
+    other = tmp_path / "flead-other"
+    other.mkdir()
+    (tmp_path / "supervisor.folder").write_text(str(other))
+    with Supervisor([sleeper()], tmp_path):
+        assert other.exists()
 
 
 class TestWhatAServiceIsTold:

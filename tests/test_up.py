@@ -91,6 +91,18 @@ def test_a_run_that_could_not_start_leaves_a_summary_without_a_verdict(
     assert (summary["state"], summary["checks"]) == ("stopped", {})
 
 
+def test_what_a_killed_flink_left_is_thrown_away(tmp_path: Path) -> None:
+    left, kept = tmp_path / "flink" / "tmp" / "flink-rpc.jar", tmp_path / "flink" / "checkpoints" / "a"
+    for path in (left, kept):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    parts = declare(Settings(run_dir=tmp_path), None, frozenset({"dashboards"}))
+    next(part for part in parts if part.service.name == "jobmanager").prepare()
+    assert left.parent.is_dir()
+    assert not left.exists()
+    assert kept.exists()
+
+
 @pytest.fixture
 def signals() -> Iterator[None]:
     """What the tests do to signals is undone."""
