@@ -18,6 +18,7 @@ from flead.analysis.report import LAYOUT, DeviceDay, Judged, Model, fold, summar
 from flead.errors import BadConfiguration
 from kafka.offsets import Offsets
 from kafka.topics import READINGS
+from orchestration.display import some_of
 from orchestration.java import find_java_home
 from orchestration.services import JARS
 from spark.batch import Judge, Plan, Task, execute, judges, now_s, plan
@@ -205,8 +206,7 @@ def _remarks(history: History, models: Sequence[Model], judged: Sequence[Judged]
     fitting = {part.key for part in judged if part.sensors}
     foreign = [model.key for model in models if model.key not in fitting]
     if foreign:
-        shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
-        remarks.append(f"no device of this history has the sensors of these global models: {shown}")
+        remarks.append(f"no device of this history has the sensors of these global models: {some_of(foreign, 5)}")
     if not history.ranges:
         remarks.append("which values are possible was not said (spark.ranges), so none counts as out of range")
     if len({unit.day for unit in units}) == 1:

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def compare(request: Request, config: LearnerConfig, on_progress: Progress) -> C
             "test": sum(len(series.times) for series in test if series.device in common),
         },
         "remarks": remarks,
-        "settings": {"learner": config.model_dump(mode="json"), "plan": _as_dict(request.plan)},
+        "settings": {"learner": config.model_dump(mode="json"), "plan": asdict(request.plan)},
         "machine": machine(),
         "durations_s": {"reading": read - begun, **phases, "total": ended - begun},
     }
@@ -310,12 +310,6 @@ def _forecasts(found: Evaluation, test: Sequence[Series]) -> list[Forecasts]:
             )
         )
     return drawn
-
-
-def _as_dict(plan: Plan) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(plan)
 
 
 def _finite(value: Any) -> Any:

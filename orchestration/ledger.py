@@ -11,12 +11,11 @@ class OffsetLedger:
     >>> ledger = OffsetLedger(begin=10)
     >>> [ledger.add(offset) for offset in (10, 12, 12, 3)]
     [True, True, False, False]
-    >>> ledger.count, ledger.gaps(end=14)
-    (2, [(11, 12), (13, 14)])
+    >>> ledger.count
+    2
     """
 
     def __init__(self, begin: int) -> None:
-        self.begin = begin
         self.count = 0
         self._starts = [begin]
         self._ends = [begin]
@@ -40,11 +39,3 @@ class OffsetLedger:
             self._starts.insert(i + 1, offset)
             self._ends.insert(i + 1, offset + 1)
         return True
-
-    def gaps(self, end: int) -> list[tuple[int, int]]:
-        """The half-open intervals before `end` that have not been seen."""
-        if end <= self.begin:
-            return []
-        starts = [start for start in self._starts if start < end]
-        ends = self._ends[: len(starts)]
-        return [(a, b) for a, b in zip(ends, [*starts[1:], end], strict=True) if a < b]
