@@ -482,5 +482,5 @@ class TestExport:
         assert "has no reading of pump-9; it has pump-0, pump-1" in unknown
         assert "--format knows tflite, tflite-int8, onnx, npz" in refused(flead(*options, "pdf", "--device", "pump-1"))
         nothing_runs = refused(flead(*options, "npz", "--device", "pump-1"))
-        assert "MongoDB does not answer" in nothing_runs
+        assert "holds no database" in nothing_runs
         assert "--data FILE" in nothing_runs
