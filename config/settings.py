@@ -402,7 +402,8 @@ def load_settings() -> Settings:
             if each["type"].startswith(("tuple", "list", "dict")):
                 form = ", there as JSON"
         raise BadConfiguration(
-            f"{'; '.join(wrong)} (set in {where} or as FLEAD_SECTION__NAME in the environment{form})"
+            f"{'; '.join(wrong)} "
+            f"(set in {where}, in config/environment.env or as FLEAD_SECTION__NAME in the environment{form})"
         ) from None
     except SettingsError as error:
         raise BadConfiguration(
