@@ -20,7 +20,10 @@ class SecureSettings(BaseModel):
     devices: int = Field(100, ge=3, le=MAX_DEVICES, description="that one sum takes at most")
     min_devices: int = Field(10, ge=3, le=MAX_DEVICES, description="fewer are no sum: it is abandoned")
     threshold: float = Field(
-        0.67, gt=0.5, le=1, description="share of the devices that must stay to the end; also how many may not collude"
+        0.67,
+        ge=2 / 3,
+        le=1,
+        description="share of the devices that must stay to the end, above two thirds in number: devices refuse less",
     )
     gather_s: float = Field(120.0, gt=0, le=86_400, description="longest wait for devices to come, s")
     phase_s: float = Field(30.0, gt=0, le=86_400, description="longest wait in each of the steps behind that, s")

@@ -39,6 +39,7 @@ from edge.client import credential, is_address
 from flead.errors import BadConfiguration, BadInput, BadUpdate, FleadError, PortTaken, Unavailable
 from flead.messages import LocalUpdate
 from flead.partial import Part
+from flead.updates import read_message
 
 LOG = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Aggregator:
         BadUpdate, BadModel
             where it could not enter a round
         """
-        part = Part.from_update(update)
+        part = Part.from_update(read_message(update))
         with np.errstate(over="ignore"):  # an infinite norm is refused as well
             norm = float(np.sqrt(part.theta @ part.theta))
         if not norm <= self._max_norm:

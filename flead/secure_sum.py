@@ -38,8 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flead.errors import BadConfiguration, BadSecureSum
 from flead.network import Vector
-from flead.secret_sharing import SECRET_BYTES, Randomness, combine, factors_at_zero, split
-from flead.secret_sharing import SHARE_BYTES as SHARE_BYTES
+from flead.secret_sharing import SECRET_BYTES, SHARE_BYTES, Randomness, combine, factors_at_zero, split
 
 Words = NDArray[np.uint64]
 """Numbers modulo 2^64."""

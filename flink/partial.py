@@ -25,8 +25,8 @@ from pyflink.datastream import DataStream, KeyedProcessFunction, OutputTag, Proc
 from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from flead.errors import BadInput, BadUpdate
-from flead.messages import LocalUpdate
 from flead.partial import Part, partial_updates, sender_name, shard_of
+from flead.updates import parse_update
 from flink.functions import BYTES, RECORD, STATE
 
 SHARED = Types.ROW([Types.STRING(), BYTES])
@@ -49,7 +49,7 @@ class Shard(ProcessFunction):  # type: ignore[misc]
         """Yield the part, or the record as it came."""
         key, raw = value
         try:
-            part = Part.from_update(LocalUpdate.from_json(raw))
+            part = Part.from_update(parse_update(raw))
             if np.abs(part.theta).max() > LARGEST:
                 raise BadUpdate(f"a parameter is beyond {LARGEST:g}")
         except BadInput:
@@ -92,7 +92,7 @@ class SumUp(KeyedProcessFunction):  # type: ignore[misc]
         updates = partial_updates(parts, device_id=name, timestamp=time, samples_before=before)
         self._sent.update(str(updates[-1]["metadata"]["samples_seen"]).encode())
         for update in updates:
-            yield Row(name.encode(), orjson.dumps(update))
+            yield Row(update["device_id"].encode(), orjson.dumps(update))
 
 
 def partial_sums(updates: DataStream, shards: int, every_s: float) -> DataStream:

@@ -33,6 +33,7 @@ from flead.federation import fedavg
 from flead.messages import GlobalModel, LocalUpdate, WeightsMessage
 from flead.network import Architecture, Vector
 from flead.partial import Part
+from flead.updates import read_message
 from global_server.app import create_app as create_global_server
 from global_server.rounds import RoundService
 from storage.rounds import RoundRepository
@@ -462,7 +463,7 @@ class TestWhatDevicesSee:
 
 class TestTheBuffer:
     def part(self, device: int = 0, minute: int = 0) -> Part:
-        return Part.from_update(LocalUpdate.model_validate(body(device, minute)))
+        return Part.from_update(read_message(LocalUpdate.model_validate(body(device, minute))))
 
     def test_is_there_again_after_it_was_closed(self, tmp_path: Path) -> None:
         with UpdateBuffer(tmp_path / "b") as buffer:
@@ -491,8 +492,8 @@ class TestTheBuffer:
         other = network.to_message(np.zeros(2), Architecture(1, (), 1))
         with UpdateBuffer(tmp_path / "b") as buffer:
             buffer.accept(self.part(), NOW)
-            buffer.accept(Part.from_update(LocalUpdate.model_validate(body(1, metadata={}))), NOW)
-            buffer.accept(Part.from_update(LocalUpdate.model_validate(body(2, weights=other))), NOW)
+            buffer.accept(Part.from_update(read_message(LocalUpdate.model_validate(body(1, metadata={})))), NOW)
+            buffer.accept(Part.from_update(read_message(LocalUpdate.model_validate(body(2, weights=other)))), NOW)
             assert buffer.close(NOW) == 3
             names = {LocalUpdate.from_json(message.body).device_id for message in buffer.waiting()}
         assert len(names) == 3
@@ -502,8 +503,10 @@ class TestTheBuffer:
         with UpdateBuffer(tmp_path / "b") as buffer:
             for minute, version in enumerate((1, 1, 2)):
                 metadata = many | {"base_version": version}
-                buffer.accept(Part.from_update(LocalUpdate.model_validate(body(0, minute, metadata=metadata))), NOW)
-            buffer.accept(Part.from_update(LocalUpdate.model_validate(body(1))), NOW)
+                buffer.accept(
+                    Part.from_update(read_message(LocalUpdate.model_validate(body(0, minute, metadata=metadata)))), NOW
+                )
+            buffer.accept(Part.from_update(read_message(LocalUpdate.model_validate(body(1)))), NOW)
             buffer.close(NOW)
             sent = [LocalUpdate.from_json(message.body).metadata for message in buffer.waiting()]
         assert [(said["base_version"], said["devices"]) for said in sent] == [(0, 1), (1, 6), (2, 3)]

@@ -26,9 +26,9 @@ from benchmarks.report import keep, table, write
 from config.settings import PROJECT
 from edge.buffer import UpdateBuffer
 from flead import network
-from flead.messages import LocalUpdate
 from flead.network import Architecture
 from flead.partial import Part, partial_updates
+from flead.updates import parse_update
 
 ROUNDS = 5
 FLEETS: tuple[tuple[int, int, str, float], ...] = (
@@ -94,7 +94,7 @@ def through_a_shard(records: list[bytes]) -> dict[str, float]:
         found[what] = (now - begun) / UPDATES * 1e6
         begun = now
 
-    parts = [Part.from_update(LocalUpdate.from_json(raw)) for raw in records]
+    parts = [Part.from_update(parse_update(raw)) for raw in records]
     took("its JSON read")
     packed = [part.to_bytes() for part in parts]
     took("packed")
@@ -108,7 +108,7 @@ def through_a_shard(records: list[bytes]) -> dict[str, float]:
 
 def in_an_aggregator(records: list[bytes]) -> dict[str, float]:
     """Microseconds on the wall that an update takes until it is on the disk, and its part of the sum."""
-    parts = [Part.from_update(LocalUpdate.from_json(raw)) for raw in records]
+    parts = [Part.from_update(parse_update(raw)) for raw in records]
     with TemporaryDirectory() as folder, UpdateBuffer(Path(folder) / "updates.sqlite") as buffer:
         begun = time.perf_counter()
         for part in parts:

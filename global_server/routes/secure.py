@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from flead.errors import BadSecureSum, Forbidden, NotThere
 from flead.messages import ArchitectureMessage, Name
 from flead.network import Architecture
-from flead.secure_sum import MAX_DEVICES, SEALED_BYTES, SHARE_BYTES, Encoding, Keys, Kind, Share
+from flead.secret_sharing import SHARE_BYTES
+from flead.secure_sum import MAX_DEVICES, SEALED_BYTES, Encoding, Keys, Kind, Share
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
 from global_server.access.roles import Principal, Role
