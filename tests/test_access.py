@@ -410,8 +410,27 @@ def test_a_session_in_a_browser(mongo: Mongo) -> None:
             "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         }  # fmt: skip
         assert http.get("/console/socket", headers=upgrade | elsewhere).status_code == 403
+        kept = {"Cookie": f"{COOKIE}={http.cookies[COOKIE]}"}
         assert http.delete("/api/session", headers=ours).status_code == 204
         problem(http.get("/api/session"), 401)
+        assert problem(http.get("/api/session", headers=kept), 401)["detail"].startswith(
+            "who had this token logged out"
+        )
+        assert [entry["who"] for entry in server.noted("log out")] == ["operator"]
+        assert http.delete("/api/session", headers=kept).status_code == 204, "again, and nothing happens"
+        assert len(server.noted("log out")) == 1
+
+
+def test_logging_out_ends_one_token_of_a_user_and_no_other(server: Server) -> None:
+    ended, other = server.token("viewer"), server.token("viewer")
+    assert server.http.delete("/api/session", headers=ended).status_code == 204
+    refused(server.http.get("/api/status", headers=ended), 401)
+    assert server.http.get("/api/status", headers=other).status_code == 200
+    key = server.key("pump-1")
+    bearers: list[dict[str, str]] = [{}, key, {"Authorization": f"Bearer {key['X-Device-Key']}"}]
+    for shown in bearers:
+        assert server.http.delete("/api/session", headers=shown).status_code == 204
+    assert server.send("pump-1", key).status_code == 200, "a key is revoked, and has no end of its own"
 
 
 def test_open_access_is_for_this_machine_and_no_page_of_another_site(mongo: Mongo) -> None:

@@ -150,6 +150,23 @@ def test_a_page_whose_answer_was_lost_goes_on(rig: Rig) -> None:
     assert len(frames) == 2
 
 
+def test_a_page_whose_user_may_look_no_longer_is_closed_and_the_others_go_on(rig: Rig) -> None:
+    ended, closed = [False], []
+    (page, frames), (other, all_frames) = rig.page(), rig.page()
+
+    async def may_look() -> bool:
+        return not ended[0]
+
+    page.may_look, page.close = may_look, lambda: closed.append(True)
+    rig.serve()
+    ended[0] = True
+    for _ in range(3):
+        page.drawn = other.drawn = True
+        rig.serve()
+    assert (len(frames), len(all_frames), closed) == (1, 4, [True])
+    assert rig.live.pages == {other}
+
+
 def test_pages_that_saw_the_same_share_their_changes(rig: Rig) -> None:
     rig.fleet.take([prediction("a")])
     one, other, late = rig.live.frames([(0, "a", 0), (0, "a", 0), (0, None, 0)], NOW)

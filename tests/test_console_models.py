@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from starlette.requests import Request
 
 from config.child import free_port
 from config.settings import KafkaSettings, MongoSettings, ServerSettings, Settings
+from flead.errors import BadCredentials
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
 from global_server.access.passwords import hashed
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 pytestmark = pytest.mark.servers
+
+T = TypeVar("T")
 
 PASSWORD = "correct horse battery"  # noqa: S105
 START = datetime.now(UTC) - timedelta(hours=2)
@@ -212,26 +216,46 @@ def test_quarantine_is_there_while_somebody_is_in_it(served: Served, enter: Any)
     assert page.evaluate("typeof pwned") == "undefined"
 
 
-def test_who_was_removed_since_may_do_nothing_with_the_page_that_is_still_open(served: Served, enter: Any) -> None:
+def test_a_page_that_is_still_open_ends_with_the_log_in_that_opened_it(served: Served, enter: Any) -> None:
+    page = enter("ada")
+    other = page.context.new_page()
+    other.goto(f"{served.url}/console/device/d7")
+    expect(other.get_by_role("dialog", name="d7")).to_be_visible()
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url(re.compile(f"{served.url}/login.*"))
+    other.wait_for_url(f"{served.url}/login?next=/console/device/d7")
+    expect(other.get_by_label("Password")).to_be_visible()
+
+
+def test_who_was_removed_since_sees_no_more_and_may_do_nothing(served: Served, enter: Any) -> None:
     version = served.fleet.begin_trial()
+    asked = {"username": "eve", "password": PASSWORD}
+    token = httpx.post(f"{served.url}/api/token", json=asked).json()["access_token"]
     page = enter("eve")
     served.users.remove_user("eve")
     served.guard.refresh()
-    page.get_by_role("button", name=f"Promote version {version}").first.click()
-    page.get_by_role("dialog").get_by_role("button", name="Promote").click()
-    expect(page.get_by_role("alert")).to_contain_text("log in again")
+    page.wait_for_url(f"{served.url}/login?next=/console/")
+    headers = [(b"authorization", f"Bearer {token}".encode())]
+    request = Request({"type": "http", "headers": headers, "method": "GET", "path": "/console/"})
+    desk = desk_of(served.fleet.service, served.guard, Audit(served.log))
+    wish = {"action": "promote", "cohort": "default", "version": version}
+    with pytest.raises(BadCredentials, match="log in again"):
+        in_a_thread(desk.act(request, wish))
+    assert not in_a_thread(desk.may_look(request))
     assert served.fleet.trial == version
     assert served.noted()[:3] == ("?", "model.promote", f"default#{version}")
-    page.get_by_role("button", name="Log out").click()
-    page.wait_for_url(f"{served.url}/login")
+
+
+def in_a_thread(asked: Coroutine[Any, Any, T]) -> T:
+    """Waits for something where no loop runs: in this thread Playwright's does."""
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(asyncio.run, asked).result()
 
 
 def test_where_access_is_open_everybody_may_act_and_nobody_is_named(served: Served) -> None:
     desk = desk_of(served.fleet.service, Guard(Audit()), Audit())
     request = Request({"type": "http", "headers": [], "method": "GET", "path": "/console/"})
-    with ThreadPoolExecutor() as pool:  # in this thread Playwright's loop runs
-        person = pool.submit(lambda: asyncio.run(desk.person(request))).result()
-    assert person == Person("local", "admin", may_act=True, signed_in=False)
+    assert in_a_thread(desk.person(request)) == Person("local", "admin", may_act=True, signed_in=False)
 
 
 def test_nobody_sees_it_without_logging_in_and_no_site_in_a_frame(served: Served) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -196,6 +197,13 @@ class Guard:
         self._audit.note(name, "log in", "")
         token, until = self.tokens.make(user.name, Role(user.role), user.generation, lasts)
         return token, until, Role(user.role)
+
+    def log_out(self, connection: HTTPConnection) -> None:
+        """End the token that somebody shows; where none does, nothing happens. It is noted: call it from a thread."""
+        token = _bearer(connection) or connection.cookies.get(COOKIE)
+        with suppress(BadCredentials):
+            if token:
+                self._audit.note(self.tokens.end(token).name, "log out", "")
 
     def admit(self, who: Principal, device_id: str, raw: bytes, signature: str | None) -> None:
         """Refuse an update that is not the sender's own, or not signed by its device where that one signs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,8 +28,9 @@ _CLAIMS = ["iss", "aud", "sub", "iat", "exp", "jti", "role", "gen"]
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a token says: whose it is, and which generation of him."""
+    """What a token says: its own id, whose it is, and which generation of him."""
 
+    token_id: str
     name: str
     role: Role
     generation: int
@@ -36,7 +38,9 @@ class Claims:
 
 
 class Tokens:
-    """Makes and reads tokens.
+    """Makes, reads and ends tokens. Safe to use from many threads.
+
+    What was ended is kept in memory until it would have been over: a restart forgets it.
 
     Parameters
     ----------
@@ -47,6 +51,8 @@ class Tokens:
     def __init__(self, secret: SecretStr, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._secret = secret
         self._clock = clock
+        self._lock = threading.Lock()
+        self._ended: dict[str, datetime] = {}
 
     def make(self, name: str, role: Role, generation: int, lasts: timedelta) -> tuple[str, datetime]:
         """Make a token; returns when it ends, too."""
@@ -61,7 +67,7 @@ class Tokens:
         Raises
         ------
         BadCredentials
-            where it is not ours, was changed, or is over
+            where it is not ours, was changed, was ended, or is over
 
         >>> tokens = Tokens(SecretStr("x" * 32))
         >>> tokens.read(tokens.make("ada", Role.VIEWER, 1, timedelta(minutes=1))[0]).name
@@ -76,11 +82,31 @@ class Tokens:
                 audience=AUDIENCE, issuer=ISSUER,
             )  # fmt: skip
             expires = datetime.fromtimestamp(found["exp"], UTC)
-            return Claims(str(found["sub"]), Role(found["role"]), int(found["gen"]), expires)
+            claims = Claims(str(found["jti"]), str(found["sub"]), Role(found["role"]), int(found["gen"]), expires)
         except jwt.ExpiredSignatureError:
             raise BadCredentials("the token is over: log in again") from None
         except (jwt.InvalidTokenError, ValueError, TypeError):
             raise BadCredentials("the token is none of ours: log in again") from None
+        if claims.token_id in self._ended:
+            raise BadCredentials("who had this token logged out: log in again")
+        return claims
+
+    def end(self, token: str) -> Claims:
+        """Let a token hold no longer; returns what it said. Raises `BadCredentials` where it does not hold.
+
+        >>> tokens = Tokens(SecretStr("x" * 32))
+        >>> token, _ = tokens.make("ada", Role.VIEWER, 1, timedelta(minutes=1))
+        >>> tokens.end(token).name
+        'ada'
+        >>> tokens.read(token)
+        Traceback (most recent call last):
+        flead.errors.BadCredentials: who had this token logged out: log in again
+        """
+        claims, now = self.read(token), datetime.now(UTC)
+        with self._lock:
+            self._ended = {known: until for known, until in self._ended.items() if until > now}
+            self._ended[claims.token_id] = claims.expires
+        return claims
 
 
 def of_the_run(secret: SecretStr, lasts: timedelta = timedelta(days=1)) -> str:

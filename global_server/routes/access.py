@@ -109,9 +109,10 @@ def routes(guard: Guard, audit: Audit) -> APIRouter:
 
     @router.delete("/api/session", operation_id="end_session", status_code=204, responses=problems(403))
     async def end(request: Request, response: Response) -> None:
-        """Forget the cookie."""
+        """Log out: the cookie is forgotten, and the token in it holds no longer."""
         if guard.required and "origin" in request.headers and not is_same_site(request.headers):
             raise Forbidden("a page of another site asks")
+        await run_in_threadpool(guard.log_out, request)
         response.delete_cookie(COOKIE, path="/")
 
     @router.post(

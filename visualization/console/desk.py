@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import Request
 
-from flead.errors import BadCredentials, Conflict, FleadError, Forbidden
+from flead.errors import BadCredentials, Conflict, FleadError, Forbidden, Refused
 from flead.messages import Name
 
 LOG = logging.getLogger(__name__)
@@ -123,6 +123,15 @@ class Desk:
         except FleadError as error:
             LOG.info("a page is shown to nobody in particular: %s", error)
             return None
+
+    async def may_look(self, request: Request) -> bool:
+        """Whether whoever made a request may still see the page: not once logged out, removed, or out of time."""
+        try:
+            return await self._who(request) is not None
+        except Refused:
+            return False
+        except FleadError:  # nobody can say: what was known a moment ago holds
+            return True
 
     async def act(self, request: Request, asked: Any) -> str:
         """Do what a page of this request asks for; returns what to tell.

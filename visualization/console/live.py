@@ -1,7 +1,8 @@
 """One frame of changes at a time for all open pages, computed once, in a thread beside the server's loop.
 
 A page says when it has drawn a frame, and gets no other before: one that falls behind, or lies hidden, skips frames
-and is told all that changed meanwhile in its next.
+and is told all that changed meanwhile in its next. Who it is shown to is asked with each frame: a page whose user has
+logged out gets none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -65,19 +66,29 @@ class Rounds(Protocol):
 Frame = dict[str, Any]
 
 
+async def _anybody() -> bool:
+    return True
+
+
 @dataclass(eq=False)
 class Page:
-    """An open page.
+    """An open page. What it is made with is called in the server's loop.
 
     Attributes
     ----------
     send:
-        gives it a frame; called in the server's loop
+        gives it a frame
+    may_look:
+        whether it may be given one still
+    close:
+        called once, where it may not: it is given nothing any more
     device:
         the device that it shows; None: no one
     """
 
     send: Callable[[Frame], None]
+    may_look: Callable[[], Awaitable[bool]] = _anybody
+    close: Callable[[], None] = lambda: None
     device: str | None = None
     drawn: bool = True
     revision: int = 0
@@ -167,15 +178,20 @@ class Live:
             await asyncio.sleep(max(0.05, PERIOD_S - (time.monotonic() - begun)))
 
     async def serve(self) -> None:
-        """Send each page that has drawn its last frame another one."""
+        """Send each page that has drawn its last frame another one, and close those that may have none."""
         now = self._clock()
         ready = [page for page in self.pages if page.drawn or now - page.sent_at > LOST_S]
         if not ready:
             return
         wanted = [(page.revision, page.device, page.written) for page in ready]
-        frames = await asyncio.to_thread(self.frames, wanted, now)
-        for page, asked, frame in zip(ready, wanted, frames, strict=True):
-            if page.device != asked[1]:  # it shows another device since
+        asked = asyncio.gather(*(page.may_look() for page in ready))
+        frames, allowed = await asyncio.gather(asyncio.to_thread(self.frames, wanted, now), asked)
+        for page, (_, device, _), frame, may in zip(ready, wanted, frames, allowed, strict=True):
+            if not may:
+                self.pages.discard(page)
+                page.close()
+                continue
+            if page.device != device:  # it shows another device since
                 frame = {**frame, "device": None}
             elif frame["device"]:
                 page.written = frame["device"].get("written", 0)

@@ -57,7 +57,7 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
         self._props["mayAct"] = bool(desk and person and person.may_act)
         self._props["positions"] = live.positions
         self._props["kinds"] = dict(KINDS)
-        self._page = Page(self._send)
+        self._page = Page(self._send, self._may_look, self._close)
         self.on("drawn", self._drawn)
         self.on("show", self._show)
         self.on("act", self._act)
@@ -67,6 +67,13 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
 
     def _send(self, frame: Frame) -> None:
         self.run_method("draw", frame)
+
+    async def _may_look(self) -> bool:
+        return self._desk is None or await self._desk.may_look(self.client.request)
+
+    def _close(self) -> None:
+        """Have the browser ask for the page again: the server's door then says where to log in."""
+        self.client.run_javascript("location.reload()")
 
     def _drawn(self, _event: GenericEventArguments) -> None:
         self._page.drawn = True
@@ -85,6 +92,8 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
     async def _compare(self, event: GenericEventArguments) -> None:
         match event.args:
             case {"cohort": str(cohort), "a": int(a), "b": int(b)} if max(abs(a), abs(b)) < 2**53:
+                if not await self._may_look():
+                    return
                 found, done = await _told(asyncio.to_thread(self._live.compare, cohort, a, b))
                 self.run_method("showDifference" if done else "tell", found if done else {"text": found, "done": False})
 
