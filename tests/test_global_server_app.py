@@ -126,10 +126,36 @@ def test_an_unknown_cohort(client: httpx.Client, path: str) -> None:
 def test_other_wrong_requests(client: httpx.Client) -> None:
     problem(client.get("/api/global-model"), 404)
     problem(client.get("/nowhere"), 404)
-    problem(client.delete("/api/status"), 405)
     problem(client.get("/api/history?limit=0"), 422)
     problem(client.post("/api/aggregate?cohort=nobody"), 404)
     problem(client.post("/api/local-update", content=b" " * (MAX_BODY + 1)), 413)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/api/status", "GET"),
+        ("PUT", "/api/config", "DELETE, GET, POST"),
+        ("PUT", "/api/keys/3f9c", "DELETE"),
+        ("POST", "/api/models/compare", "GET"),
+        ("PUT", "/login", "GET, POST"),
+        ("PUT", "/docs", "GET"),
+        ("PUT", "/openapi.json", "GET"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(client: httpx.Client, method: str, path: str, allowed: str) -> None:
+    answer = client.request(method, path)
+    problem(answer, 405)
+    assert answer.headers["allow"] == allowed
+
+
+def test_json_that_is_not_said_to_be_json_is_told_how_to_say_so(client: httpx.Client) -> None:
+    """As `curl -d` sends it."""
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for path in ("/api/config", "/api/quarantine/mote-7"):
+        for headers in (form, {}):
+            told = problem(client.post(path, content=b'{"reason": "x"}', headers=headers), 422)
+            assert "Content-Type: application/json" in told["detail"]
 
 
 def test_every_error_of_ours_has_a_status() -> None:
