@@ -158,12 +158,12 @@ def http_of(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
     """
     if settings.tls_certificate:
         try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-                settings.tls_certificate, settings.tls_key
-            )
+            # With a password, OpenSSL does not ask the terminal for that of an encrypted key.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key, "")
         except OSError as error:  # ssl.SSLError is one
             raise BadConfiguration(
-                f"server.tls_certificate and server.tls_key: no certificate in PEM with its key ({error.strerror})"
+                "server.tls_certificate and server.tls_key: no certificate in PEM with its key, unencrypted "
+                f"({error.strerror})"
             ) from None
     return uvicorn.Config(
         app,

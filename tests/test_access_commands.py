@@ -167,6 +167,16 @@ def test_it_speaks_tls(tmp_path: Path) -> None:
             httpx.get(f"http://127.0.0.1:{port}/healthz")
 
 
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    settings = certificate(tmp_path)
+    path = tmp_path / "key.pem"
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    encrypted = serialization.BestAvailableEncryption(b"secret")
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encrypted))
+    with pytest.raises(BadConfiguration, match="unencrypted"):
+        http_of(FastAPI(), settings)
+
+
 def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
     settings = certificate(tmp_path)
     (tmp_path / "key.pem").write_text("?")
