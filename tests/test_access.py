@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from html import escape
 from typing import Any
 
 import httpx
@@ -392,6 +393,11 @@ def test_a_session_in_a_browser(mongo: Mongo) -> None:
             assert (sent.status_code, sent.headers["location"]) == (303, f"/login?next={path}")
             problem(http.get(path), 401)
         assert 'type="password"' in http.get("/login", params={"next": "/console"}).text
+        odd = "/console/device/50%25%20%3F%23%26x"  # a device called `50% ?#&x`
+        asked = http.get(odd, headers=BROWSER).headers["location"]
+        assert f'action="{escape(asked)}"' in http.get(asked).text
+        assert http.post(asked, data=given, headers=ours).headers["location"] == odd
+        http.cookies.clear()
         wrong = http.post("/login", data=given | {"password": "x" * 12}, headers=ours)
         assert (wrong.status_code, "wrong name or password" in wrong.text) == (401, True)
         elsewhere = {"Origin": "https://elsewhere.example"}
@@ -413,9 +419,8 @@ def test_a_session_in_a_browser(mongo: Mongo) -> None:
         kept = {"Cookie": f"{COOKIE}={http.cookies[COOKIE]}"}
         assert http.delete("/api/session", headers=ours).status_code == 204
         problem(http.get("/api/session"), 401)
-        assert problem(http.get("/api/session", headers=kept), 401)["detail"].startswith(
-            "who had this token logged out"
-        )
+        said = problem(http.get("/api/session", headers=kept), 401)["detail"]
+        assert said == "who had this token logged out: log in again"
         assert [entry["who"] for entry in server.noted("log out")] == ["operator"]
         assert http.delete("/api/session", headers=kept).status_code == 204, "again, and nothing happens"
         assert len(server.noted("log out")) == 1

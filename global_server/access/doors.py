@@ -116,7 +116,8 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: FleadError)
         return
     for_people = scope["method"] == "GET" and "text/html" in Headers(scope=scope).get("accept", "")
     if for_people and isinstance(error, BadCredentials):
-        response = RedirectResponse(f"{LOGIN}?next={quote(scope['path'])}", HTTPStatus.SEE_OTHER)
+        asked = scope["raw_path"].decode("ascii", "replace")  # as it came: a device's name may have any character in it
+        response = RedirectResponse(f"{LOGIN}?next={quote(asked)}", HTTPStatus.SEE_OTHER)
         await response(scope, receive, send)
     else:
         await problems.response_to(error)(scope, receive, send)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from html import escape
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -76,7 +77,7 @@ def _is_ours(path: str) -> bool:
 
 
 def _form(next_: str, says: str = "") -> str:
-    action = f"{LOGIN}?next={escape(next_)}" if _is_ours(next_) else LOGIN
+    action = f"{LOGIN}?next={quote(next_)}" if _is_ours(next_) else LOGIN
     wrong = f'<p role="alert">{escape(says)}</p>' if says else ""
     return (
         f'{wrong}<form method="post" action="{action}">'
