@@ -26,6 +26,7 @@ from flead.errors import BadInput, BadSecureSum, Unavailable, WrongPhase
 from flead.messages import GlobalModel, LocalUpdate, WeightsMessage
 from flead.network import Architecture
 from flead.secure_sum import Encoding, Keys, Share, Words, unmask
+from global_server.memory import Accepted
 from global_server.updates import MAX_PARAMETERS
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Rounds(Protocol):
     """What is needed of `global_server.rounds.RoundService`."""
 
     def accept(self, message: LocalUpdate, now: datetime) -> Any:
-        """Take an update."""
+        """Take an update; returns what became of it."""
 
     def aggregate_ready(self, now: datetime) -> Any:
         """Make rounds where enough devices wait."""
@@ -394,7 +395,10 @@ class SecureSums:
         if update is None:
             return
         try:
-            self._rounds.accept(update, now)
+            outcome = self._rounds.accept(update, now)
+            if outcome in (Accepted.OUTDATED, Accepted.QUARANTINED):  # a duplicate was stored when it came first
+                session.abandon(f"the sum must not enter a round: it is {outcome.value}")
+                return
             session.finish()
             self._rounds.aggregate_ready(now)
         except BadInput as error:

@@ -26,6 +26,7 @@ from global_server import problems
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
 from global_server.access.roles import Principal, Role
+from global_server.memory import Accepted
 from global_server.rounds import RoundService
 from global_server.routes import secure as secure_routes
 from global_server.secure import MAX_OPEN, Phase, SecureSums, Session
@@ -49,14 +50,15 @@ class Recorder:
 
     updates: list[LocalUpdate] = field(default_factory=list)
     error: Exception | None = None
+    outcome: Accepted = Accepted.NEW
     global_model: GlobalModel | None = None
     how: Rules = field(default_factory=Rules)
 
-    def accept(self, message: LocalUpdate, _now: datetime) -> str:
+    def accept(self, message: LocalUpdate, _now: datetime) -> Accepted:
         if self.error:
             raise self.error
         self.updates.append(message)
-        return "accepted"
+        return self.outcome
 
     def aggregate_ready(self, _now: datetime) -> None:
         pass
@@ -279,9 +281,11 @@ class TestASession:
 
 
 class TestTheResult:
-    def done_but_for_storing(self, error: Exception) -> tuple[SecureSums, Recorder, Session]:
+    def done_but_for_storing(
+        self, error: Exception | None = None, outcome: Accepted = Accepted.NEW
+    ) -> tuple[SecureSums, Recorder, Session]:
         sums, recorder, session, fleet, names = started()
-        recorder.error = error
+        recorder.error, recorder.outcome = error, outcome
         for step in (fleet.keys, fleet.shares, fleet.masked):
             step(names)
         fleet.unmask(names[:7])  # just enough
@@ -306,6 +310,17 @@ class TestTheResult:
         _sums, _recorder, session = self.done_but_for_storing(BadUpdate("norm too large"))
         assert phase_of(session) is Phase.ABANDONED
         assert session.reason == "the sum must not enter a round: norm too large"
+
+    def test_that_is_not_used_is_not_said_to_be_done(self) -> None:
+        """The version that it began from was taken back meanwhile."""
+        _sums, _recorder, session = self.done_but_for_storing(outcome=Accepted.OUTDATED)
+        assert phase_of(session) is Phase.ABANDONED
+        assert session.reason == "the sum must not enter a round: it is outdated"
+        assert_forgotten(session)
+
+    def test_that_was_stored_before_an_answer_was_lost_is_done(self) -> None:
+        _sums, _recorder, session = self.done_but_for_storing(outcome=Accepted.DUPLICATE)
+        assert phase_of(session) is Phase.DONE
 
     def test_names_the_global_model_that_it_began_from(self) -> None:
         recorder = Recorder(global_model=_model(7))
