@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from global_server.problems import InvalidBody
+from global_server.updates import MAX_PARAMETERS
 
 MAX_BODY = 2_000_000
 """Bytes of a request, packed and unpacked: twice the JSON of the largest model that is accepted."""
@@ -28,7 +29,7 @@ _MSGPACK_NAMES = {MSGPACK, "application/x-msgpack", "application/vnd.msgpack"}
 # What curl, urllib and fetch say of a text when nobody told them what it is; it is read as JSON.
 _UNNAMED = {"", "application/x-www-form-urlencoded", "text/plain"}
 
-_MAX_LIST, _MAX_MAP, _MAX_TIME = 100_000, 10_000, 32  # a list's claimed length is allocated before its items are read
+_MAX_LIST, _MAX_MAP, _MAX_TIME = MAX_PARAMETERS, 10_000, 32
 
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -157,8 +158,10 @@ def _media_type(header: str) -> str:
 
 
 def _read_msgpack(raw: bytes) -> Any:
+    # The length that a list claims is allocated before its items are read, and each of those takes a byte or more.
+    longest = min(_MAX_LIST, len(raw))
     try:
-        return msgpack.unpackb(raw, timestamp=3, max_array_len=_MAX_LIST, max_map_len=_MAX_MAP, max_ext_len=_MAX_TIME)
+        return msgpack.unpackb(raw, timestamp=3, max_array_len=longest, max_map_len=_MAX_MAP, max_ext_len=_MAX_TIME)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise _invalid(f"Invalid MessagePack: {why}") from None
