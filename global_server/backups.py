@@ -1,4 +1,8 @@
-"""Stable global models as signed files in the run folder: what is left to go on from where a database is lost."""
+"""Stable global models as signed files in the run folder: what is left to go on from where a database is lost.
+
+A file is named by when it was written, counted up, and by its version: a version that is stable again because a later
+one was taken back is the newest, whatever its number.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ FOLDER = "server/models"
 
 
 class Backups:
-    """The newest stable models of each cohort, a file each.
+    """The models of each cohort that were stable last, a file each.
 
     Parameters
     ----------
@@ -33,11 +37,15 @@ class Backups:
         self._keep = keep
 
     def write(self, model: GlobalModel) -> None:
-        """Write a model, whole or not at all, and remove the oldest beyond what is kept; raises `FleadError`."""
+        """Write a model, whole or not at all, and remove the oldest beyond what is kept; raises `FleadError`.
+
+        The one that was written last is written over where it is the same version: a restart publishes it again.
+        """
         if not self._keep:
             return
         folder = self._of(model.cohort)
-        path = folder / f"{model.version:09d}.json"
+        number, version = _numbers(_newest_in(folder))
+        path = folder / f"{number + (version != model.version):09d}-{model.version}.json"
         temporary = path.with_suffix(".part")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,21 +60,36 @@ class Backups:
             raise FleadError(f"{path} cannot be written: {error.strerror}") from None
 
     def newest(self, cohort: str) -> Path:
-        """The newest backup of a cohort; raises `NotThere`."""
-        found = sorted(self._of(cohort).glob("*.json"))
-        if not found:
+        """The backup of a cohort that was written last; raises `NotThere`."""
+        found = _newest_in(self._of(cohort))
+        if found is None:
             raise NotThere(f"there is no backup of cohort {cohort!r} in this run folder")
-        return found[-1]
+        return found
 
     def cohorts(self) -> list[str]:
         """The cohorts of which there are backups."""
-        newest = [sorted(folder.glob("*.json"))[-1:] for folder in self._folder.glob("*")]
-        return sorted(read_backup(path).cohort for found in newest for path in found)
+        newest = map(_newest_in, self._folder.glob("*"))
+        return sorted(read_backup(path).cohort for path in newest if path)
 
     def _of(self, cohort: str) -> Path:
         """A cohort's folder: its name as far as a folder can have it, and what tells it from others."""
         plain = re.sub(r"[^\w+-]", "_", cohort)[:60]
         return self._folder / f"{plain}-{hashlib.sha256(cohort.encode()).hexdigest()[:8]}"
+
+
+def _newest_in(folder: Path) -> Path | None:
+    """The file that was written last; None where there is none."""
+    return max(folder.glob("*.json"), default=None)
+
+
+def _numbers(path: Path | None) -> tuple[int, int]:
+    """The how manieth file it is, and of which version.
+
+    >>> _numbers(Path("000000012-7.json")), _numbers(Path("000000007.json")), _numbers(None)
+    ((12, 7), (7, 7), (0, 0))
+    """
+    number, _, version = (path.stem if path else "0").partition("-")
+    return int(number), int(version or number)  # files of earlier releases were named by version alone
 
 
 def read_backup(path: Path) -> GlobalModel:

@@ -158,17 +158,18 @@ class Cohort:
         """Go on from a round that is stored."""
         self.version = model.version
         self.pending.clear()
-        self.remember(model)
         if model.stage is Stage.STABLE:
             self.take(model)
         else:
+            self.remember(model)
             self.canary, self.announced = model, False
             before = {name: self.reports[name].loss for name in self.reporting()}
             self.trial = Trial(self.name, model.version, model.share, model.timestamp, before)
 
     def take(self, model: GlobalModel) -> None:
-        """Make a version the stable one."""
+        """Make a version the stable one; its parameters are what the next round begins from."""
         self.model, self.published = model, False
+        self.remember(model)
         self.trial = None
         if self.canary is not None and self.canary.version <= model.version:
             self.canary = None

@@ -35,6 +35,7 @@ from flead.rollout import Rollout, Verdict, is_canary, judge, share_for
 from flead.signatures import check, public_text, read_public
 from global_server.backups import Backups, read_backup
 from global_server.memory import Accepted
+from global_server.merging import gather
 from global_server.rounds import RoundService
 from global_server.signing import signing_key
 from storage.rounds import RoundRepository
@@ -276,6 +277,21 @@ class TestTheRollout:
         with pytest.raises(NotThere, match="no version 99"):
             fleet.service.versions.promote("default", 99, "ada", fleet.now)
 
+    def test_a_version_that_was_taken_back_and_comes_again_is_what_the_next_round_begins_from(
+        self, fleet: Fleet
+    ) -> None:
+        versions = fleet.service.versions
+        fleet.round()
+        for _ in range(2):
+            (canary,) = fleet.round()
+            versions.roll_back("default", canary.version, "ada", fleet.now)
+        versions.promote("default", 2, "ada", fleet.now)
+        fleet.send()
+        state = fleet.service.books.memory.cohorts["default"]
+        began_from = gather(state, list(state.pending.values())).previous
+        assert began_from is not None
+        assert began_from == pytest.approx(network.from_message(versions.get("default", 2).weights)[0])
+
     def test_any_two_are_compared(self, fleet: Fleet) -> None:
         fleet.round(value=1.0)
         fleet.round(value=2.0)
@@ -328,7 +344,7 @@ class TestBackups:
         for model in fleet.stable:
             backups.write(model)
         newest = backups.newest("default")
-        assert [int(path.stem) for path in sorted(newest.parent.iterdir())] == [2, 3]
+        assert sorted(path.name for path in newest.parent.iterdir()) == ["000000002-2.json", "000000003-3.json"]
         assert backups.cohorts() == ["default"]
         for name in ("global_model", "local_models"):
             mongo.database[name].delete_many({})
@@ -339,6 +355,31 @@ class TestBackups:
         check(fleet.published[-1], [KEY.public_key()])
         (made,) = fleet.round()
         assert made.version == 5
+
+    def test_the_newest_backup_is_the_version_that_came_back(self, fleet: Fleet, tmp_path: Path) -> None:
+        backups, versions = Backups(tmp_path, keep=20), fleet.service.versions
+        for _ in range(4):
+            fleet.round()
+        versions.roll_back("default", 3, "ada", fleet.now)
+        fleet.service.publish_pending()
+        for model in [*fleet.stable, fleet.stable[-1]]:  # published again after a restart: no file of its own
+            backups.write(model)
+        newest = backups.newest("default")
+        assert (read_backup(newest).version, newest.name) == (2, "000000004-2.json")
+        assert len(list(newest.parent.iterdir())) == 4
+
+    def test_backups_of_earlier_releases_go_before(self, fleet: Fleet, tmp_path: Path) -> None:
+        """The database was lost, and rounds began anew: what is new is not removed for its low number."""
+        (model,) = fleet.round()
+        backups = Backups(tmp_path, keep=2)
+        backups.write(model)
+        (path,) = backups.newest("default").parent.iterdir()
+        for version in (40, 41):
+            (path.parent / f"{version:09d}.json").write_bytes(path.read_bytes())
+        path.unlink()
+        backups.write(model)
+        assert backups.newest("default").name == "000000042-1.json"
+        assert len(list(path.parent.iterdir())) == 2
 
     def test_what_waits_goes_on_waiting_while_a_backup_comes_back(self, fleet: Fleet) -> None:
         (model,) = fleet.round()
