@@ -65,7 +65,8 @@ class Versions:
         """Decide on each canary whose trial is over."""
         decided = []
         with self._books.current() as memory:
-            for cohort in list(memory.cohorts.values()):
+            for name in list(memory.cohorts):
+                cohort = self._books.memory.cohorts[name]  # a version that was taken back had everything read again
                 rollout = self._books.rules(cohort.name).rollout
                 if cohort.trial is None or not rollout.automatic:
                     continue

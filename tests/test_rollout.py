@@ -90,6 +90,8 @@ class TestTheArithmetic:
 class Fleet:
     """Twenty devices, the server they send to, and what it published."""
 
+    cohort = "default"
+
     def __init__(self, mongo: Mongo, **settings: Any) -> None:
         self.mongo = mongo
         self.published: list[GlobalModel] = []
@@ -114,8 +116,9 @@ class Fleet:
         self.second += 60
         messages = []
         for name in changes.pop("devices", DEVICES):
-            model = self.service.model("default", name)
-            metadata = {"base_version": model.version if model else 0, "loss": loss(name)} | changes
+            model = self.service.model(self.cohort, name)
+            base_version = model.version if model else 0
+            metadata = {"cohort": self.cohort, "base_version": base_version, "loss": loss(name)} | changes
             theta = np.full(SIZES.parameter_count, value) + 0.01 * len(name) + 0.001 * int(name[1:])
             messages.append(
                 LocalUpdate.model_validate(
@@ -138,13 +141,13 @@ class Fleet:
         return made
 
     def canaries(self) -> set[str]:
-        canary = self.service.books.memory.cohorts["default"].canary
+        canary = self.service.books.memory.cohorts[self.cohort].canary
         assert canary is not None
-        return {name for name in DEVICES if is_canary(name, "default", canary.version, canary.share)}
+        return {name for name in DEVICES if is_canary(name, self.cohort, canary.version, canary.share)}
 
     @property
     def version(self) -> int:
-        model = self.service.model("default")
+        model = self.service.model(self.cohort)
         assert model is not None
         return model.version
 
@@ -205,6 +208,24 @@ class TestTheRollout:
         fleet.restart()
         assert fleet.service.summary()["default"]["pending_updates"] == 18
         assert fleet.version == 1
+
+    def test_two_cohorts_are_judged_at_once(self, fleet: Fleet) -> None:
+        """One is taken back, for which everything is read again: the other's promotion is not lost to what was."""
+        other = Fleet(fleet.mongo)
+        other.cohort, other.service, other.second = "other", fleet.service, 1
+        for _ in range(2):
+            fleet.round()
+            other.round()
+        for _ in range(2):
+            fleet.send(loss=lambda name: 3.0 if name in fleet.canaries() else 1.0)
+            other.send()
+        decided = fleet.service.versions.judge_due(other.now)
+        assert {model.cohort: model.stage for model, _ in decided} == {
+            "default": Stage.ROLLED_BACK,
+            "other": Stage.STABLE,
+        }
+        assert (fleet.version, other.version) == (1, 2)
+        assert fleet.service.versions.trial("other", other.now) is None
 
     def test_a_fleet_that_says_nothing_of_its_errors_gets_every_model_at_once(self, mongo: Mongo) -> None:
         fleet = Fleet(mongo)
