@@ -173,6 +173,7 @@ class HeldOut(Follower):
         self._limits = limits
         self._clock = clock
         self._names = {name.encode() for name in readings.devices}
+        self._places: dict[int, int] = {}
 
     def losses(self, cohort: str, models: Vector, architecture: Architecture) -> Vector | None:
         """Judge models on what is held out, see `HeldOutReadings.losses`."""
@@ -182,15 +183,24 @@ class HeldOut(Follower):
         offsets = Offsets(self.servers)
         begin, end = offsets.beginning(READINGS), offsets.end(READINGS)
         with closing(make_consumer(self.servers, _GROUP)) as consumer:
-            where = [TopicPartition(READINGS, n, max(begin[n], end[n] - BACKLOG)) for n in end]
+            where = [TopicPartition(READINGS, n, self._place(n, begin[n], end[n])) for n in end]
             with translated("reading what is held out", self.servers):
                 consumer.assign(where)
             while not self._stopping.is_set():
                 with translated("reading what is held out", self.servers):
                     messages = consumer.consume(BATCH, WAIT_S)
                 for message in messages:
-                    if message.error() is None and message.key() in self._names:
+                    partition, offset = message.partition(), message.offset()
+                    if message.error() is not None or partition is None or offset is None:
+                        continue
+                    if message.key() in self._names:
                         self._take(message.value())
+                    self._places[partition] = offset + 1
+
+    def _place(self, partition: int, begin: int, end: int) -> int:
+        """Where it was left, so that nothing is taken twice; else a little before the end."""
+        left = self._places.get(partition, -1)
+        return left if begin <= left <= end else max(begin, end - BACKLOG)
 
     def _take(self, value: bytes | None) -> None:
         try:

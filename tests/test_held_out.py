@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -11,6 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from flead import network
+from flead.errors import Unavailable
 from flead.evaluation import Series, examples_of
 from flead.learner_config import LearnerConfig
 from flead.messages import Reading, ReadingLimits
@@ -143,8 +144,21 @@ def following(servers: str, *devices: str) -> Iterator[HeldOut]:
         assert not held_out.is_alive()
 
 
+def fails_once(take: Callable[[bytes | None], None]) -> Callable[[bytes | None], None]:
+    failures = [Unavailable("away for a moment")]
+
+    def take_(value: bytes | None) -> None:
+        if failures:
+            raise failures.pop()
+        take(value)
+
+    return take_
+
+
 @pytest.mark.servers
-def test_the_reference_devices_readings_are_followed_and_no_other_devices(kafka_servers: str) -> None:
+def test_the_reference_devices_readings_are_followed_and_no_other_devices(
+    kafka_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     producer, rows = make_producer(kafka_servers), values(240)
     for minute in range(200):
         for device in ("held-out-1", "not-held-out"):
@@ -158,4 +172,9 @@ def test_the_reference_devices_readings_are_followed_and_no_other_devices(kafka_
             producer.produce(READINGS, sent("held-out-1", rows[minute], minute), "held-out-1")
         assert producer.flush(20) == 0
         wait_until(lambda: held_out.readings.count("held-out-1") == 240)
+        monkeypatch.setattr(held_out, "_take", fails_once(held_out._take))
+        producer.produce(READINGS, sent("held-out-1", rows[0], 240), "held-out-1")
+        assert producer.flush(20) == 0
+        wait_until(lambda: held_out.readings.count("held-out-1") >= 241)
+        assert held_out.readings.count("held-out-1") == 241, "it went on where it was, and took nothing twice"
         assert held_out.readings.count("not-held-out") == 0
