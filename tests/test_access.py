@@ -416,6 +416,9 @@ def test_a_session_in_a_browser(mongo: Mongo) -> None:
             "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         }  # fmt: skip
         assert http.get("/console/socket", headers=upgrade | elsewhere).status_code == 403
+        entry = server.noted()[0]
+        assert (entry["who"], entry["target"]) == ("operator", "/console/socket")
+        assert entry["outcome"] == "refused: a page of another site asks"
         kept = {"Cookie": f"{COOKIE}={http.cookies[COOKIE]}"}
         assert http.delete("/api/session", headers=ours).status_code == 204
         problem(http.get("/api/session"), 401)

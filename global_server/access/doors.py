@@ -16,7 +16,6 @@ from flead.errors import BadCredentials, FleadError, Forbidden
 from global_server import problems
 from global_server.access.audit import ADDRESS
 from global_server.access.guard import Guard, is_same_site
-from global_server.access.roles import Role
 
 LOGIN = "/login"
 
@@ -94,19 +93,11 @@ class PagesDoor:
         path = scope.get("path", "")
         if scope["type"] in ("http", "websocket") and (path == self._path or path.startswith(f"{self._path}/")):
             try:
-                await self._check(HTTPConnection(scope))
+                await self._guard.visitor(HTTPConnection(scope))
             except FleadError as error:
                 await _refuse(scope, receive, send, error)
                 return
         await self._app(scope, receive, send)
-
-    async def _check(self, connection: HTTPConnection) -> None:
-        who = await self._guard.identify(connection)
-        if not who.may(Role.VIEWER):
-            raise Forbidden(f"{who.name} is {who.role}: the pages are for people")
-        asks = connection.scope["type"] == "websocket" or connection.scope["method"] not in ("GET", "HEAD")
-        if asks and not is_same_site(connection.headers):
-            raise Forbidden("a page of another site asks")
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: FleadError) -> None:

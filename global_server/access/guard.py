@@ -105,6 +105,18 @@ class Guard:
             return Principal("prometheus", Role.VIEWER)
         return await self._with_role(request, Role.VIEWER)
 
+    async def visitor(self, connection: HTTPConnection) -> Principal:
+        """Somebody who may see the pages for people, sent there by no page of another site where more is asked."""
+        who = None
+        try:
+            who = await self.identify(connection)
+            _check_visitor(who, connection)
+        except (BadCredentials, Forbidden) as error:
+            if who or _shown(connection):  # else it is somebody who has yet to log in
+                await run_in_threadpool(self._refuse, who, connection.url.path, error, _address(connection))
+            raise
+        return who
+
     async def _with_role(self, request: Request, *roles: Role) -> Principal:
         """Say who asks, if that is somebody of one of the roles."""
         if not self.required:
@@ -137,7 +149,7 @@ class Guard:
         shown = _bearer(connection)
         if key or (shown and shown.startswith(PREFIX)):
             return _of_key(known, key or shown or "")
-        token = shown or connection.cookies.get(COOKIE)
+        token = _shown(connection)
         if not token:
             raise BadCredentials("this takes a token (POST /api/token) or a device's key")
         return self._of_token(known, token)
@@ -200,7 +212,7 @@ class Guard:
 
     def log_out(self, connection: HTTPConnection) -> None:
         """End the token that somebody shows; where none does, nothing happens. It is noted: call it from a thread."""
-        token = _bearer(connection) or connection.cookies.get(COOKIE)
+        token = _shown(connection)
         with suppress(BadCredentials):
             if token:
                 self._audit.note(self.tokens.end(token).name, "log out", "")
@@ -269,6 +281,14 @@ def _check_role(who: Principal, roles: tuple[Role, ...]) -> None:
         raise Forbidden(f"{who.name} is {who.role}; this takes {' or '.join(roles)}")
 
 
+def _check_visitor(who: Principal, connection: HTTPConnection) -> None:
+    if not who.may(Role.VIEWER):
+        raise Forbidden(f"{who.name} is {who.role}: the pages are for people")
+    reads = connection.scope["type"] == "http" and connection.scope["method"] in _SAFE
+    if not reads and not is_same_site(connection.headers):
+        raise Forbidden("a page of another site asks")
+
+
 def _check_device(who: Principal, device_id: str) -> None:
     if who.role is Role.DEVICE and who.name != device_id and not who.aggregator:
         raise Forbidden(f"the key is {who.name!r}'s, the update {device_id!r}'s")
@@ -277,6 +297,11 @@ def _check_device(who: Principal, device_id: str) -> None:
 def _bearer(connection: HTTPConnection) -> str | None:
     scheme, _, value = connection.headers.get("authorization", "").partition(" ")
     return value.strip() if scheme.lower() == "bearer" else None
+
+
+def _shown(connection: HTTPConnection) -> str | None:
+    """The token that somebody shows, if any."""
+    return _bearer(connection) or connection.cookies.get(COOKIE)
 
 
 def _check_origin(request: Request) -> None:
