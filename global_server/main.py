@@ -78,7 +78,7 @@ def serve(
     port:
         of the REST interface; without it, `server.port`
     run_dir:
-        where the embedded mongod writes; without it, `run_dir` of the settings
+        where it writes, the embedded mongod, too; without it, `run_dir` of the settings
     own_mongod:
         start the embedded mongod unless `mongodb.uri` is set
     pages:
@@ -91,13 +91,15 @@ def serve(
     Unavailable
         where MongoDB does not answer within 30 s
     """
+    if run_dir:
+        settings = settings.model_copy(update={"run_dir": run_dir})
     with ExitStack() as stack:
         for name in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, name, signal.signal(name, _leave))
         listener = stack.enter_context(_listen(settings.server.host, port or settings.server.port))
         mongodb = settings.mongodb
         if own_mongod and not mongodb.uri:
-            mongodb = _own_mongod(stack, mongodb, run_dir or settings.run_dir)
+            mongodb = _own_mongod(stack, mongodb, settings.run_dir)
         client = stack.enter_context(connect(mongodb))
         _wait_for(client, mongodb)
         database = open_database(client, mongodb)
@@ -117,7 +119,7 @@ def serve(
             stack.callback(thread.stop)
             thread.start()
         audit = Audit(AuditRepository(database))
-        secret = kept_secret((run_dir or settings.run_dir) / SECRET_FILE)
+        secret = kept_secret(settings.run_dir / SECRET_FILE)
         guard = Guard(audit, settings.server, AccessRepository(database), secret)
         app = create_app(
             service,

@@ -219,6 +219,7 @@ def test_serve_alone_stops_on_sigterm_and_resumes(tmp_path: Path) -> None:
             process.terminate()
             assert process.wait(30) == 0
             assert time.monotonic() - began < 15
+            assert (tmp_path / "server" / "signing-key.pem").exists()
         finally:
             process.kill()
             process.wait()
