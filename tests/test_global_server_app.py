@@ -103,6 +103,20 @@ def test_enough_devices_make_a_round_at_once(client: httpx.Client) -> None:
     assert client.get("/api/status").json()["pending_updates"] == 0
 
 
+def test_a_model_that_is_known_is_not_sent_again(client: httpx.Client) -> None:
+    client.post("/api/local-update", json=body("a"))
+    client.post("/api/aggregate")
+    first = client.get("/api/global-model")
+    etag = first.headers["etag"]
+    for known in (etag, f'"other", W/{etag}', "*"):
+        again = client.get("/api/global-model", headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+        assert first.headers["cache-control"] == again.headers["cache-control"] == "private, no-cache"
+    client.post("/api/local-update", json=body("b", 4.0))
+    client.post("/api/aggregate")
+    assert client.get("/api/global-model", headers={"If-None-Match": etag}).status_code == 200
+
+
 def test_cohorts_by_name(client: httpx.Client) -> None:
     client.post("/api/local-update", json=body("a", metadata={"cohort": "light"}))
     assert client.get("/api/status").json()["cohort"] == "light"

@@ -44,6 +44,15 @@ def _etag(model: GlobalModel) -> str:
     return f'"{hashlib.sha256(named.encode()).hexdigest()[:32]}"'
 
 
+def _is_named(etag: str, asked: str) -> bool:
+    """Whether `If-None-Match` names an ETag. What a proxy packs it calls weak, which is good enough (RFC 9110, 13.1.2).
+
+    >>> _is_named('"a"', '"b", W/"a"'), _is_named('"a"', "*"), _is_named('"a"', '"b"')
+    (True, True, False)
+    """
+    return asked.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in asked.split(","))
+
+
 def _configuration(rules: Rules) -> dict[str, Any]:
     """How a cohort's rounds are made, its strategy by name."""
     parameters = rules.strategy.model_dump(exclude={"name"})
@@ -91,9 +100,11 @@ def routes(
         if model is None:
             raise HTTPException(404, f"cohort {name!r} has no global model yet: it comes with its first round")
         etag = _etag(model)
-        if if_none_match is not None and etag in (part.strip() for part in if_none_match.split(",")):
-            return Response(status_code=304, headers={"ETag": etag})
-        response.headers["ETag"] = etag
+        # Which one it is hangs on who asks, which no cache on the way looks at.
+        headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+        if if_none_match is not None and _is_named(etag, if_none_match):
+            return Response(status_code=304, headers=headers)
+        response.headers.update(headers)
         control = service.control(name)
         summary = ModelSummary(
             architecture=model.weights.architecture,
