@@ -211,8 +211,8 @@ class Guard:
         return token, until, Role(user.role)
 
     def log_out(self, connection: HTTPConnection) -> None:
-        """End the token that somebody shows; where none does, nothing happens. It is noted: call it from a thread."""
-        token = _shown(connection)
+        """End the token of somebody's cookie, where there is one. It is noted: call it from a thread."""
+        token = connection.cookies.get(COOKIE)
         with suppress(BadCredentials):
             if token:
                 self._audit.note(self.tokens.end(token).name, "log out", "")
