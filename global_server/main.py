@@ -22,6 +22,7 @@ from flead.errors import BadConfiguration, PortTaken, Unavailable
 from flead.signatures import public_text
 from global_server.access.audit import Audit
 from global_server.access.guard import Guard
+from global_server.access.heads import SmallHeads
 from global_server.access.tokens import SECRET_FILE
 from global_server.app import create_app
 from global_server.backups import Backups
@@ -169,6 +170,7 @@ def http_of(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
             ) from None
     return uvicorn.Config(
         app,
+        http=SmallHeads,
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=5,
