@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from config.aggregation import AggregationSettings
 from config.settings import ServerSettings
-from flead.errors import Unavailable
+from flead.errors import CorruptRunFolder, Unavailable
 from flead.messages import GlobalModel
 from global_server.access import known
 from global_server.access.audit import Audit
@@ -230,6 +230,12 @@ def test_tokens_that_do_not_hold(server: Server, kind: str) -> None:
     entry = server.noted()[0]
     assert (entry["who"], entry["target"], entry["address"]) == ("?", "GET /api/audit", "127.0.0.1")
     assert entry["outcome"].startswith("refused")
+
+
+@pytest.mark.parametrize("length", [0, 31])
+def test_a_secret_that_could_be_guessed_signs_nothing(length: int) -> None:
+    with pytest.raises(CorruptRunFolder, match="token-secret"):
+        Tokens(SecretStr("x" * length))
 
 
 def test_the_same_token_unforged_holds(server: Server) -> None:

@@ -13,13 +13,15 @@ from typing import Any
 import jwt
 from pydantic import SecretStr
 
-from flead.errors import BadCredentials
+from flead.errors import BadCredentials, CorruptRunFolder
 from global_server.access.roles import Role
 
 ALGORITHM = "HS256"
 ISSUER, AUDIENCE = "flead", "flead-global-server"
 SECRET_FILE = Path("server", "token-secret")
 """Where in the run folder the secret is kept. Without this file every token is worthless: delete it to end them all."""
+SHORTEST = 32
+"""Characters of the secret."""
 OF_THE_RUN = "flead-run"
 """Who the run itself is, for `flead up` watches the server; he is no user, and only a viewer."""
 
@@ -44,11 +46,23 @@ class Tokens:
 
     Parameters
     ----------
+    secret:
+        of 256 bits or more (RFC 7518, section 3.2): a shorter one can be found by trying
     clock:
         gives the present, aware, to what is made; what is read is held against the machine's clock
+
+    Raises
+    ------
+    CorruptRunFolder
+        where the secret is too short
     """
 
     def __init__(self, secret: SecretStr, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        if len(secret.get_secret_value()) < SHORTEST:
+            raise CorruptRunFolder(
+                f"{SECRET_FILE} in the run folder has fewer than {SHORTEST} characters: "
+                "delete it, and the server makes another"
+            )
         self._secret = secret
         self._clock = clock
         self._lock = threading.Lock()

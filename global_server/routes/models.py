@@ -70,6 +70,17 @@ class DifferenceAnswer(BaseModel):
     layers: list[float] = Field(description="the distance by layer")
 
 
+class KeyAnswer(BaseModel):
+    """`GET /api/signing-key`."""
+
+    algorithm: str
+    public_key: str | None = Field(description="32 bytes in base64; null: models are not signed")
+
+
+_PLAIN = {"stage": Stage.STABLE, "share": 1.0, "metrics": {}, "parent": None, "signature": None}
+"""What rounds of earlier layouts do not say."""
+
+
 def routes(
     service: RoundService, guard: Guard, audit: Audit, *, clock: Callable[[], datetime], public_key: str | None
 ) -> APIRouter:
@@ -171,14 +182,3 @@ def routes(
         return KeyAnswer(algorithm="Ed25519", public_key=public_key)
 
     return router
-
-
-_PLAIN = {"stage": Stage.STABLE, "share": 1.0, "metrics": {}, "parent": None, "signature": None}
-"""What rounds of earlier layouts do not say."""
-
-
-class KeyAnswer(BaseModel):
-    """`GET /api/signing-key`."""
-
-    algorithm: str
-    public_key: str | None = Field(description="32 bytes in base64; null: models are not signed")
