@@ -167,6 +167,18 @@ def test_a_page_whose_user_may_look_no_longer_is_closed_and_the_others_go_on(rig
     assert rig.live.pages == {other}
 
 
+def test_a_page_that_is_left_while_its_frame_is_made_gets_none(rig: Rig) -> None:
+    page, frames = rig.page()
+
+    async def leaves() -> bool:
+        rig.live.pages.discard(page)
+        return True
+
+    page.may_look = leaves
+    rig.serve()
+    assert frames == []
+
+
 def test_pages_that_saw_the_same_share_their_changes(rig: Rig) -> None:
     rig.fleet.take([prediction("a")])
     one, other, late = rig.live.frames([(0, "a", 0), (0, "a", 0), (0, None, 0)], NOW)

@@ -187,6 +187,8 @@ class Live:
         asked = asyncio.gather(*(page.may_look() for page in ready))
         frames, allowed = await asyncio.gather(asyncio.to_thread(self.frames, wanted, now), asked)
         for page, (_, device, _), frame, may in zip(ready, wanted, frames, allowed, strict=True):
+            if page not in self.pages:  # it was left meanwhile
+                continue
             if not may:
                 self.pages.discard(page)
                 page.close()

@@ -52,6 +52,7 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
         super().__init__()
         self._live = live
         self._desk = desk
+        self._request = self.client.request
         signed_in = person if person and person.signed_in else None
         self._props["person"] = {"name": signed_in.name, "role": signed_in.role} if signed_in else None
         self._props["mayAct"] = bool(desk and person and person.may_act)
@@ -69,7 +70,7 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
         self.run_method("draw", frame)
 
     async def _may_look(self) -> bool:
-        return self._desk is None or await self._desk.may_look(self.client.request)
+        return self._desk is None or await self._desk.may_look(self._request)
 
     def _close(self) -> None:
         """Have the browser ask for the page again: the server's door then says where to log in."""
@@ -85,7 +86,7 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
     async def _act(self, event: GenericEventArguments) -> None:
         if self._desk is None:
             return
-        told, done = await _told(self._desk.act(self.client.request, event.args))
+        told, done = await _told(self._desk.act(self._request, event.args))
         self._live.look_again()
         self.run_method("tell", {"text": told, "done": done})
 
