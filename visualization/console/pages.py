@@ -74,7 +74,7 @@ class Console(Element, component="web/console.js", esm={"flead-console": "web"})
 
     def _close(self) -> None:
         """Have the browser ask for the page again: the server's door then says where to log in."""
-        self.client.run_javascript("location.reload()")
+        self.run_method("ended")
 
     def _drawn(self, _event: GenericEventArguments) -> None:
         self._page.drawn = True

@@ -172,7 +172,12 @@ export default {
     showDifference(found) {
       this.compared = found;
     },
+    // The log-in that opened this page holds no longer: the server says where to log in again.
+    ended() {
+      if (!this.leaving) location.reload();
+    },
     async logOut() {
+      this.leaving = true; // we go by ourselves
       await fetch("/api/session", { method: "DELETE" }).catch(() => null);
       location.assign("/login");
     },
