@@ -15,7 +15,7 @@ from config.secure import SecureSettings
 from flead.messages import LocalUpdate
 from global_server import problems
 from global_server.access.audit import Audit
-from global_server.access.doors import Addressed, FromHere, PagesDoor, SmallBodies
+from global_server.access.doors import LOGIN, Addressed, FromHere, KnownSenders, PagesDoor, SmallBodies
 from global_server.access.guard import COOKIE, Guard
 from global_server.answers import Service
 from global_server.bodies import MAX_BODY
@@ -29,6 +29,7 @@ from global_server.secure import SecureSums
 from global_server.telemetry import Measured, Telemetry
 
 UPDATES = "/api/local-update"
+LOGINS = (LOGIN, "/api/token", "/api/session")
 
 
 def create_app(
@@ -105,10 +106,12 @@ def create_app(
 def _close_doors(app: FastAPI, guard: Guard, telemetry: Telemetry, site: str | None) -> None:
     """What a request passes before any route; of middleware, what is added last comes first."""
     app.add_middleware(SmallBodies, limit=MAX_BODY, unless=(UPDATES,))
-    if not guard.required:
+    if guard.required:
+        app.add_middleware(KnownSenders, guard=guard, unless=(UPDATES, *LOGINS))
+        if site:
+            app.add_middleware(PagesDoor, guard=guard, path=site)
+    else:
         app.add_middleware(FromHere)
-    elif site:
-        app.add_middleware(PagesDoor, guard=guard, path=site)
     app.add_middleware(Addressed)
     app.add_middleware(Measured, telemetry=telemetry, pages=site)
 

@@ -142,6 +142,15 @@ def test_everything_but_what_must_be_open_takes_credentials(server: Server) -> N
     }  # fmt: skip
 
 
+def test_a_body_of_nobody_is_not_read(server: Server) -> None:
+    """It would be parsed before the route asks who sent it, and what is wrong with it would be said."""
+    headers = {"Content-Type": "application/json"}
+    for path in ("/api/config", "/api/keys", "/api/restore", "/api/quarantine/a", "/api/secure/join"):
+        refused(server.http.post(path, content=b"{", headers=headers), 401)
+        assert server.noted()[0]["target"] == f"POST {path}"
+    problem(server.http.post("/api/config", content=b"{", headers=headers | server.token("operator")), 422)
+
+
 def test_devices_read_the_model_and_send_updates_of_their_own(server: Server) -> None:
     key = server.key("pump-1")
     assert server.send("pump-1", key).json()["status"] == "accepted"

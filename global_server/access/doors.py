@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flead.errors import BadCredentials, FleadError, Forbidden
 from global_server import problems
 from global_server.access.audit import ADDRESS
-from global_server.access.guard import Guard, is_same_site
+from global_server.access.guard import SAFE, Guard, is_same_site
 
 LOGIN = "/login"
 
@@ -112,6 +112,31 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: FleadError)
         await response(scope, receive, send)
     else:
         await problems.response_to(error)(scope, receive, send)
+
+
+class KnownSenders:
+    """Asks who sends a body before it is read: a route's own guard comes after it, and anybody could have it parsed.
+
+    Parameters
+    ----------
+    unless:
+        paths that take bodies of people who have yet to log in, or see to it themselves
+    """
+
+    def __init__(self, app: ASGIApp, guard: Guard, unless: tuple[str, ...]) -> None:
+        self._app = app
+        self._guard = guard
+        self._unless = unless
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on."""
+        if scope["type"] == "http" and scope["method"] not in SAFE and scope["path"] not in self._unless:
+            try:
+                await self._guard.somebody(HTTPConnection(scope))
+            except FleadError as error:
+                await _refuse(scope, receive, send, error)
+                return
+        await self._app(scope, receive, send)
 
 
 class SmallBodies:

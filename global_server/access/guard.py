@@ -36,7 +36,8 @@ REFUSALS_PER_MINUTE = 120
 REPEATS_PER_MINUTE = 60
 """Repeated updates of one address that are noted."""
 
-_SAFE = ("GET", "HEAD", "OPTIONS")
+SAFE = ("GET", "HEAD", "OPTIONS")
+"""Methods that change nothing."""
 
 
 class Guard:
@@ -104,6 +105,15 @@ class Guard:
         if expected and shown and secrets.compare_digest(shown.encode(), expected.get_secret_value().encode()):
             return Principal("prometheus", Role.VIEWER)
         return await self._with_role(request, Role.VIEWER)
+
+    async def somebody(self, connection: HTTPConnection) -> Principal:
+        """Somebody whom we know, whatever they may."""
+        try:
+            return await self.identify(connection)
+        except BadCredentials as error:
+            target = f"{connection.scope['method']} {connection.url.path}"
+            await run_in_threadpool(self._refuse, None, target, error, _address(connection))
+            raise
 
     async def visitor(self, connection: HTTPConnection) -> Principal:
         """Somebody who may see the pages for people, sent there by no page of another site where more is asked."""
@@ -284,7 +294,7 @@ def _check_role(who: Principal, roles: tuple[Role, ...]) -> None:
 def _check_visitor(who: Principal, connection: HTTPConnection) -> None:
     if not who.may(Role.VIEWER):
         raise Forbidden(f"{who.name} is {who.role}: the pages are for people")
-    reads = connection.scope["type"] == "http" and connection.scope["method"] in _SAFE
+    reads = connection.scope["type"] == "http" and connection.scope["method"] in SAFE
     if not reads and not is_same_site(connection.headers):
         raise Forbidden("a page of another site asks")
 
@@ -307,7 +317,7 @@ def _shown(connection: HTTPConnection) -> str | None:
 def _check_origin(request: Request) -> None:
     """Refuse what a page of another site makes a browser do with the cookie of its user."""
     shows_itself = _bearer(request) or request.headers.get("x-device-key")
-    if not shows_itself and request.method not in _SAFE and not is_same_site(request.headers):
+    if not shows_itself and request.method not in SAFE and not is_same_site(request.headers):
         raise Forbidden("a page of another site asks: with the cookie only our own pages may")
 
 
