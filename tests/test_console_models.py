@@ -216,6 +216,7 @@ def test_quarantine_is_there_while_somebody_is_in_it(served: Served, enter: Any)
 
 
 def test_a_page_that_is_still_open_ends_with_the_log_in_that_opened_it(served: Served, enter: Any) -> None:
+    served.fleet.begin_trial()
     page = enter("ada")
     other = page.context.new_page()
     other.goto(f"{served.url}/console/device/d7")
