@@ -42,7 +42,7 @@ ROWS = "window string, cohort string, start double, document binary, note string
 """What the operator says: a window that changed, or (`note`) what could not be done."""
 STATE = "state binary"
 SILENT_MS, FORGOTTEN_MS = 6 * 3_600_000, 7 * 86_400_000
-"""Wall time without a reading after which a device's state is cut to its clock, and then forgotten, ms."""
+"""Wall time without a reading after which a device's features are forgotten, and then its windows too, ms."""
 MODEL_WAIT_S = 20.0
 _HEAD = struct.Struct("<II")
 _WRITES = "window string, cohort string, start double, note string, away string"
@@ -87,6 +87,7 @@ class Device:
 
     def take(self, rows: Sequence[Row], job: Job, find: Find) -> tuple[set[tuple[str, float]], list[str]]:
         """Take predictions in the order they came; gives the windows that changed, and what could not be done."""
+        told = self.follower is None  # its windows, as over, when it fell silent
         before = self.windows.latest
         taken, changed = self.windows.add(rows)
         notes: list[str] = []
@@ -97,7 +98,7 @@ class Device:
                 end += 1
             notes += self._score(taken[at:end], job, find)
             at = end
-        return changed | self.windows.complete(before), notes
+        return changed if told else changed | self.windows.complete(before), notes
 
     def _score(self, rows: Sequence[Row], job: Job, find: Find) -> Iterator[str]:
         """Follow the device, and score the global models that its predictions name."""
@@ -164,10 +165,12 @@ class Operator:
         rows = self._rows(name, frames)
         find = models_of(self._job.target)
         changed, notes = device.take(rows, self._job, lambda cohort, version: _patient(find, cohort, version))
+        if device.windows.latest is None:  # none of them was a prediction
+            return
         said = _said(name, device, changed, notes)
         device.windows.close()
         held.update((device.to_bytes(),))
-        held.setTimeoutDuration(SILENT_MS)
+        held.setTimeoutDuration(SILENT_MS if device.follower else FORGOTTEN_MS)
         yield said
 
     @staticmethod
@@ -181,15 +184,18 @@ class Operator:
         return [row for row in found if row is not None]
 
     def _silent(self, name: str, device: Device, held: GroupState) -> Iterator[pd.DataFrame]:
-        """A device that says nothing: its windows are over; later its clock is forgotten too."""
-        if not device.windows.windows:
+        """Tell a silent device's windows as over, and forget its features, which are most of its state; later all.
+
+        The windows stay open: a device that comes back on the same day goes on with that day's sums.
+        """
+        if device.follower is None:
             held.remove()
             return
-        open_windows = device.windows
-        changed = {key for key, window in open_windows.windows.items() if window.end > (open_windows.latest or 0.0)}
-        held.update((Device(DeviceWindows(self._job.watermark, open_windows.latest, open_windows.since)).to_bytes(),))
+        windows = device.windows
+        held.update((Device(windows).to_bytes(),))
         held.setTimeoutDuration(FORGOTTEN_MS)
-        open_windows.latest = max((window.end for window in open_windows.windows.values()), default=0.0)
+        changed = {key for key, window in windows.windows.items() if window.end > (windows.latest or 0.0)}
+        windows.latest = max(window.end for window in windows.windows.values())
         yield _said(name, device, changed, [])
 
 

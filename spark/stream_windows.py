@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import floor, isfinite
+from math import floor
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +27,7 @@ MINUTE = LENGTHS["1m"]
 EARLIEST, LATEST = 631_152_000.0, 7_258_118_400.0
 """1990 and 2200, s since 1970: what lies outside is no event time."""
 LARGEST = 1e100
-"""What is beyond counts as no value: its square must still be a number."""
+"""What is beyond counts as no value: the sum of squares must still be a number, which JSON and MongoDB can hold."""
 MOST_SENSORS = 256
 LONGEST_NAME = 128
 REMEMBERED = 1_024
@@ -68,7 +68,7 @@ def read_row(value: bytes, device: str) -> Row | None:
         error = fields.get("error")
         if not (isinstance(cohort, str) and is_name(cohort) and isinstance(version, int) and EARLIEST < time < LATEST):
             return None
-        known = isinstance(error, float | int) and isfinite(error)
+        known = isinstance(error, float | int) and abs(error) < LARGEST
         micros = round(time * 1e6)
         return Row(
             time, micros, cohort, sensors, version, observed, float(error) if known else None,

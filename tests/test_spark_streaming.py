@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import bson
 import numpy as np
 import orjson
+import pandas as pd
 import polars as pl
 import pytest
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # public, not in __all__
@@ -549,6 +551,110 @@ def test_windows_do_not_depend_on_how_readings_fall_into_batches(data: st.DataOb
         longer = [one for one in whole.values() if one["window"] == length]
         assert sum(one["readings"] for one in longer) == sum(one["readings"] for one in minutes)
         assert sum(one["sensors"]["a"]["sum"] for one in longer) == sum(one["sensors"]["a"]["sum"] for one in minutes)
+
+
+@dataclass
+class Held:
+    """Spark's state of one key."""
+
+    value: tuple[bytes] | None = None
+    timeout_ms: int = 0
+    hasTimedOut: bool = False  # noqa: N815  # Spark's name
+
+    @property
+    def exists(self) -> bool:
+        return self.value is not None
+
+    @property
+    def get(self) -> tuple[bytes] | None:
+        return self.value
+
+    def update(self, value: tuple[bytes]) -> None:
+        self.value = value
+
+    def remove(self) -> None:
+        self.value = None
+
+    def setTimeoutDuration(self, duration_ms: int) -> None:  # noqa: N802  # Spark's name
+        self.timeout_ms = duration_ms
+
+
+class TestADeviceThatFallsSilent:
+    """What Spark calls for one device; `window_aggregates` as its documents leave it."""
+
+    MORNING = datetime(2024, 3, 4, 1, tzinfo=UTC)
+
+    @pytest.fixture(autouse=True)
+    def _device(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from spark import stream_devices
+        from spark.mongo import Target
+
+        monkeypatch.setattr(stream_devices, "models_of", lambda _target: lambda _cohort, _version: None)
+        self.operator = stream_devices.Operator(stream_devices.Job(Target("", ""), CONFIG, 600.0))
+        self.held = Held()
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def take(self, *times: datetime) -> None:
+        one = {"device_id": "d", "cohort": "a", "observed": {"a": 1.0}, "error": 0.5, "is_anomaly": False}
+        values = [orjson.dumps(one | {"timestamp": at.isoformat()}) for at in times]
+        frame = {"partition": [0] * len(values), "offset": range(len(values)), "value": values}
+        self._call([pd.DataFrame(frame)], timed_out=False)
+
+    def wait(self) -> None:
+        self._call([], timed_out=True)
+
+    def _call(self, frames: list[pd.DataFrame], *, timed_out: bool) -> None:
+        self.held.hasTimedOut = timed_out
+        for said in self.operator(("d",), frames, cast(Any, self.held)):
+            self.rows |= {row["_id"]: row for row in map(bson.decode, said["document"].dropna())}
+
+    def day(self) -> dict[str, Any]:
+        return self.rows["1d/device/d@2024-03-04T00:00:00+00:00"]
+
+    def test_its_windows_are_told_as_over(self) -> None:
+        self.take(*(self.MORNING + timedelta(seconds=30 * i) for i in range(20)))
+        assert self.day()["loss"] is None
+        self.wait()
+        assert self.day()["loss"] == pytest.approx(1.0 - 20 / (23 * 120), abs=0.001)
+
+    def test_back_on_the_same_day_it_goes_on_with_that_day(self) -> None:
+        self.take(*(self.MORNING + timedelta(seconds=30 * i) for i in range(20)))
+        self.wait()
+        hour = dict(self.rows["1h/device/d@2024-03-04T01:00:00+00:00"])
+        self.take(self.MORNING + timedelta(hours=9))
+        assert self.day()["readings"] == self.day()["sensors"]["a"]["count"] == 21
+        assert self.rows["1h/device/d@2024-03-04T01:00:00+00:00"] == hour
+        self.take(self.MORNING + timedelta(hours=9), self.MORNING + timedelta(hours=24))
+        assert self.day()["readings"] == 21
+
+    def test_a_late_reading_after_the_silence_is_counted_as_late(self) -> None:
+        self.take(self.MORNING)
+        self.wait()
+        self.take(self.MORNING - timedelta(hours=2))
+        assert (self.day()["readings"], self.day()["late"]) == (1, 1)
+
+    def test_after_a_week_nothing_is_left_of_it(self) -> None:
+        self.take(self.MORNING)
+        self.wait()
+        assert self.held.timeout_ms == 7 * 86_400_000
+        self.wait()
+        assert self.held.value is None
+
+    def test_what_is_no_prediction_leaves_no_state(self) -> None:
+        frame = {"partition": [0], "offset": [0], "value": [b"{"]}
+        self._call([pd.DataFrame(frame)], timed_out=False)
+        assert (self.held.value, self.rows) == (None, {})
+
+
+def test_an_error_that_is_too_large_to_be_summed_is_none() -> None:
+    from spark.stream_windows import DeviceWindows, read_row
+
+    one = {"device_id": "d", "observed": {"a": 1.0}, "error": 1e308, "timestamp": "2024-03-04T00:00:00Z"}
+    rows = [read_row(orjson.dumps(one | {"timestamp": f"2024-03-04T00:00:0{i}Z"}), "d") for i in range(3)]
+    device = DeviceWindows(600.0)
+    device.add([row for row in rows if row])
+    again = DeviceWindows.from_bytes(device.to_bytes(), 600.0)
+    assert [(window.readings, window.errors, window.error) for window in again.windows.values()] == [(3, 0, 0.0)] * 3
 
 
 def test_features_are_those_of_offline_work_however_readings_are_cut() -> None:
