@@ -21,6 +21,7 @@ from flead.errors import Unavailable
 from flead.messages import ReadingLimits
 from kafka.topics import ALERTS, DEAD_LETTERS, PREDICTIONS, READINGS
 from spark.mongo import Target, database_of
+from spark.stream_windows import EARLIEST, LATEST
 from spark.worker import settle
 from storage.archive import ArchiveRepository, Stored, valid_readings
 
@@ -136,16 +137,17 @@ def _row(topic: str, outcome: Stored) -> dict[str, Any]:
 
 
 def _touched(alerts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Where alerts came, by cohort; what is no alert was not stored either."""
-    spans: dict[str, tuple[float, float]] = {}
+    """Where alerts came, by cohort and hour; what is no alert was not stored either."""
+    spans: dict[tuple[str, float], tuple[float, float]] = {}
     for value in alerts:
         try:
             fields = orjson.loads(value)
             cohort, at = fields["cohort"], datetime.fromisoformat(fields["timestamp"]).timestamp()
         except (ValueError, TypeError, KeyError):
             continue
-        if isinstance(cohort, str):
-            low, high = spans.get(cohort, (at, at))
-            spans[cohort] = min(low, at), max(high, at)
-    for cohort, (low, high) in spans.items():
+        if isinstance(cohort, str) and EARLIEST < at < LATEST:
+            hour = cohort, at // 3_600.0
+            low, high = spans.get(hour, (at, at))
+            spans[hour] = min(low, at), max(high, at)
+    for (cohort, _), (low, high) in spans.items():
         yield {"cohort": cohort, "low": low, "high": high}

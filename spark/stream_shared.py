@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import ceil
+from math import ceil, floor, inf
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,10 @@ Positions = Mapping[str, tuple[float, float]]
 
 FEWEST, SHARE = 3, 0.1
 """Devices that make an anomaly a shared one where positions are not known: this many, and this share of a cohort."""
-REACH_S = 3_600.0
-"""How far before and after new alerts others are looked at, s: what has no gap in so long is cut there."""
+LONGEST_S = 3_600.0
+"""Where alerts follow each other without a gap for longer, events are cut at full hours, s."""
 MOST = 20_000
-"""Alerts that are put together at a time."""
+"""Alerts that are put together at a time; where there are more without a gap, events are cut there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +60,65 @@ def regroup(database: Database[Document], touched: Iterable[Touched], rule: Neig
     Unavailable
         where MongoDB does not answer
     """
-    spans: dict[str, tuple[float, float]] = {}
-    for one in touched:
-        low, high = spans.get(one.cohort, (one.low, one.high))
-        spans[one.cohort] = min(low, one.low), max(high, one.high)
     total = 0
     with translated():
-        for cohort, span in spans.items():
-            alerts = _between_gaps(_alerts(database, cohort, *span), *span, rule.within)
-            if alerts:
-                total += _replace(database, cohort, alerts, rule)
+        for cohort, low, high in _spans(touched):
+            # What came may have closed the last gap of the hour before a full one: then a cut is new there.
+            reached = high + rule.within + LONGEST_S
+            for alerts in stretches(_alerts(database, cohort, low, reached, rule), rule.within):
+                first, last = (alerts[i]["timestamp"].timestamp() for i in (0, -1))
+                if first > reached:
+                    break
+                if last >= low - 0.001:  # MongoDB cuts times to milliseconds
+                    total += _replace(database, cohort, alerts, rule)
     return total
 
 
-def _alerts(database: Database[Document], cohort: str, low: float, high: float) -> list[Document]:
-    between = {"$gte": _moment(low - REACH_S), "$lte": _moment(high + REACH_S)}
+def _spans(touched: Iterable[Touched]) -> Iterator[tuple[str, float, float]]:
+    """Where each cohort has to be looked at: cohort, first and last instant, s; what is near is one."""
+    cohort, low, high = "", 0.0, 0.0
+    for one in sorted(touched, key=lambda one: (one.cohort, one.low)):
+        if one.cohort == cohort and one.low <= high + 2.0 * LONGEST_S:
+            high = max(high, one.high)
+            continue
+        if cohort:
+            yield cohort, low, high
+        cohort, low, high = one.cohort, one.low, one.high
+    if cohort:
+        yield cohort, low, high
+
+
+def _alerts(
+    database: Database[Document], cohort: str, low: float, reached: float, rule: Neighbourhood
+) -> Iterable[Document]:
+    """Stored alerts in order of time, from so early on that `low` lies in a whole stretch, till one begins later."""
+    early = floor(low / LONGEST_S) * LONGEST_S - LONGEST_S - rule.within
+    between = {"$gte": _moment(early), "$lte": _moment(reached + 2.0 * LONGEST_S)}
     wanted = {"device_id": 1, "timestamp": 1, "sensor": 1, "anomaly_score": 1}
-    query = {"cohort": cohort, "timestamp": between}
-    found = list(database["alerts"].find(query, wanted).sort("timestamp", 1).limit(MOST))
-    if len(found) == MOST:
-        log.warning("%s: more than %d alerts within hours, the first of them are put together", cohort, MOST)
-    return found
+    return database["alerts"].find({"cohort": cohort, "timestamp": between}, wanted).sort("timestamp", 1)
 
 
-def _between_gaps(alerts: list[Document], low: float, high: float, within: float) -> list[Document]:
-    """Those from the last gap before `low` to the first gap after `high`: nothing outside can belong to them."""
-    if not alerts:
-        return []
-    times = _times(alerts)
-    gaps = np.flatnonzero(np.diff(times) > within) + 1
-    before, after = gaps[times[gaps] <= low], gaps[times[gaps] > high]
-    return alerts[int(before[-1]) if before.size else 0 : int(after[0]) if after.size else None]
+def stretches(alerts: Iterable[Document], within: float) -> Iterator[list[Document]]:
+    """Cut alerts, in order of time, where no event goes on.
+
+    That is where nothing comes for longer than `within` (s), and at a full hour that ends an hour without such a gap:
+    so the cuts do not depend on what was looked at, and an event is counted once.
+    """
+    stretch: list[Document] = []
+    since = before = -inf
+    for alert in alerts:
+        at = alert["timestamp"].timestamp()
+        hour = floor(at / LONGEST_S) * LONGEST_S
+        gap = at - before > within
+        if stretch and (gap or (before < hour and since <= hour - LONGEST_S) or len(stretch) == MOST):
+            yield stretch
+            stretch = []
+        if gap:
+            since = at
+        stretch.append(alert)
+        before = at
+    if stretch:
+        yield stretch
 
 
 def _replace(database: Database[Document], cohort: str, alerts: list[Document], rule: Neighbourhood) -> int:

@@ -370,6 +370,38 @@ def test_alerts_of_neighbours_are_one_event_and_others_are_not(
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize("seed", range(2))
+def test_every_alert_is_in_one_event_however_they_came(mongo: Mongo, seed: int) -> None:
+    """Five hours of many alerts, in which an event must end somewhere, and some later ones, as they came or not."""
+    from spark.stream_archive import Touched
+    from spark.stream_shared import Neighbourhood, regroup
+
+    rng = np.random.default_rng(seed)
+    rule = Neighbourhood(None, 1.0, 180.0)
+    seconds = np.concatenate((np.cumsum(rng.uniform(20.0, 190.0, 170)), 30_000.0 + np.cumsum(rng.uniform(0, 400, 30))))
+    alerts: list[dict[str, Any]] = [
+        {"device_id": f"d{rng.integers(6)}", "timestamp": START + timedelta(seconds=float(at)), "cohort": "c"}
+        for at in seconds
+    ]
+    order = np.arange(len(alerts)) if seed == 0 else np.argsort(seconds + rng.normal(0.0, 2_000.0, len(alerts)))
+
+    def keep(parts: list[Any]) -> list[dict[str, Any]]:
+        mongo.database.alerts.delete_many({})
+        mongo.database.shared_anomalies.delete_many({})
+        for part in parts:
+            some = [alerts[i] for i in part]
+            mongo.database.alerts.insert_many([{"_id": f"{a['device_id']}@{a['timestamp']}", **a} for a in some])
+            times = [one["timestamp"].timestamp() for one in some]
+            regroup(mongo.database, [Touched("c", min(times), max(times))], rule)
+        return stored(mongo, "shared_anomalies", cohort="c")
+
+    at_once, as_they_came = keep([order]), keep(np.array_split(order, 30))
+    assert as_they_came == at_once
+    assert sum(event["count"] for event in at_once) == len(alerts)
+    assert max(event["end"] - event["start"] for event in at_once) < timedelta(hours=2)
+
+
+@pytest.mark.servers
 def test_empty_topics_give_no_rows_and_no_failure(
     spark: SparkSession, kafka_servers: str, chosen: Settings, tmp_path: Path
 ) -> None:
