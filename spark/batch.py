@@ -34,13 +34,14 @@ from flead.messages import WeightsMessage, cohort_of
 from flead.network import Architecture, Vector
 from spark.history import DAY_US, ROWS, SEPARATOR, Counted, History, mark_of
 from spark.mongo import Target, database_of
+from spark.progress import watched
 from spark.session import one_line
 from spark.worker import settle
 from storage.connection import Document
 from storage.history import HistoryRepository, Unit
 
 READINGS_OF_A_UNIT = 500_000
-"""About so many readings are held in memory at once, and as many of the day before."""
+"""About so many readings each worker holds in memory at once, and as many of the day before."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def execute(
     Parameters
     ----------
     on_progress:
-        called with how many units of how many are done
+        called with how many units of how many are done, also from another thread
 
     Raises
     ------
@@ -161,22 +162,25 @@ def execute(
     """
     if not plan.work:
         return
-    on_progress(0, len(plan.work))
+    of = len(plan.work)
+    on_progress(0, of)
     days = [work.unit.day for work in plan.work]
     rows = _units(history.rows({*days, *(day - 1 for day in days)}), days, plan.shards)
-    shared = spark.sparkContext.broadcast(task)
+    shared, finished = spark.sparkContext.broadcast(task), spark.sparkContext.accumulator(0)
 
     def look(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
         work = shared.value.work.get((key[0].as_py(), key[1].as_py()))
         if work is None:  # another part of the fleet on a day that is not done everywhere
             return pa.table({"day": pa.array([], pa.int32())})
         _look(shared.value, work, table)
+        finished.add(1)
         return pa.table({"day": pa.array([work.unit.day], pa.int32())})
 
     looked = rows.groupBy("day", "shard").applyInArrow(look, "day int")
     try:
-        for done, _ in enumerate(looked.toLocalIterator(), 1):
-            on_progress(done, len(plan.work))
+        with watched(lambda: on_progress(min(finished.value, of), of)):  # a unit that is tried again counts twice
+            looked.collect()
+        on_progress(of, of)
     except (PySparkException, Py4JError) as error:
         raise translated(error) from None
     finally:

@@ -13,27 +13,31 @@ LOOK_S = 0.5
 
 
 @contextmanager
-def stages_watched(spark: SparkSession, tell: Callable[[float | None], None]) -> Iterator[None]:
-    """Call `tell` now and then with the share of tasks done of the stages under way, None before the first.
-
-    It is called from another thread.
-    """
+def watched(look: Callable[[], None]) -> Iterator[None]:
+    """Call `look` every half second, from another thread, until the context ends or Spark is gone."""
     ended = threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         while not ended.wait(LOOK_S):
             try:
-                tell(share_done(spark))
-            except (Py4JError, OSError):  # Spark is gone: whoever waits for its result says so
+                look()
+            except (Py4JError, OSError):  # whoever waits for Spark's result says so
                 return
 
-    thread = threading.Thread(target=look, name="spark-progress", daemon=True)
+    thread = threading.Thread(target=watch, name="spark-progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
+
+
+@contextmanager
+def stages_watched(spark: SparkSession, tell: Callable[[float | None], None]) -> Iterator[None]:
+    """Call `tell`, from another thread, with the share of tasks done of the stages under way; None before the first."""
+    with watched(lambda: tell(share_done(spark))):
+        yield
 
 
 def share_done(spark: SparkSession) -> float | None:
