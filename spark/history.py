@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,9 @@ class _Parsed(History):
 
     @cached_property
     def _counted(self) -> list[Any]:
-        mark = f.expr("bit_xor(xxhash64(time, names, values))")
+        # A hash skips nulls, which NaN is not; sums tell equal readings apart, and 32 bits of each cannot overflow.
+        one = "xxhash64(time, names, transform(values, value -> nvl(value, double('NaN'))))"
+        mark = f.expr(f"sum({one} & 4294967295L)")
         return self._kept.groupBy("device", _day().alias("day"), "reason").agg(f.count("*").alias("n"), mark).collect()
 
     def days(self) -> list[Counted]:
@@ -265,13 +268,23 @@ def _readable(path: Path, links: Path) -> str:
     """The file under a name that Hadoop reads as what it is: it tells gzip by the name, we by the first bytes."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    if packed == (path.suffix == ".gz") and path.suffix not in (".bz2", ".zst") and path.name[0] not in "_.":
-        return path.as_uri()
+    hidden, scheme = path.name[0] in "_.", ":" in path.name  # as Hadoop reads names
+    if packed == (path.suffix == ".gz") and path.suffix not in (".bz2", ".zst") and not (hidden or scheme):
+        return _literal(path)
     links.mkdir(parents=True, exist_ok=True)
     link = links / f"{mark_of(str(path))}{'.gz' if packed else '.txt'}"
     link.unlink(missing_ok=True)
     link.symlink_to(path)
-    return link.as_uri()
+    return _literal(link)
+
+
+def _literal(path: Path) -> str:
+    r"""A path that Spark takes letter by letter: nothing in it is percent-encoded, or a pattern.
+
+    >>> _literal(Path("/my data/a[1].csv"))
+    'file:///my data/a\[1\].csv'
+    """
+    return "file://" + re.sub(r"([][{}*?\\])", r"\\\1", str(path))
 
 
 def _spread(lines: DataFrame, spark: SparkSession) -> DataFrame:

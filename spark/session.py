@@ -103,7 +103,10 @@ def _not_of_py4j(record: logging.LogRecord) -> bool:
 def _options(settings: SparkSettings, home: SparkHome) -> dict[str, str]:
     """What differs from Spark's defaults, and why."""
     jars = ",".join(str(path) for path in sorted(home.jars.glob("*.jar")))
-    log = f"-Dlog4j2.configurationFile={(HERE / 'log4j2.properties').as_uri()} -Dflead.log={home.folder / 'spark.log'}"
+    # In quotes: a folder's name may hold spaces.
+    log = (
+        f'-Dlog4j2.configurationFile={(HERE / "log4j2.properties").as_uri()} "-Dflead.log={home.folder / "spark.log"}"'
+    )
     # Compiled by C1 only: C2 takes the cores that the data needs for the first minutes, and a small run is over then.
     flags = f"{log} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Duser.timezone=UTC"
     threads = {f"spark.executorEnv.{name}": "1" for name in ONE_THREAD}

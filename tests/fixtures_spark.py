@@ -44,7 +44,7 @@ def spark_home(tmp_path_factory: pytest.TempPathFactory) -> SparkHome:
         java = find_java_home()
     except Unavailable as error:
         pytest.skip(str(error))
-    return SparkHome(java, SPARK_JARS, PROJECT, tmp_path_factory.mktemp("spark"))
+    return SparkHome(java, SPARK_JARS, PROJECT, tmp_path_factory.mktemp("with spaces"))
 
 
 @pytest.fixture(scope="session")

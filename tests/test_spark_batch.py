@@ -359,6 +359,14 @@ class TestWhereReadingsComeFrom:
         packed.write_bytes(gzip.compress(plain.read_bytes()))
         assert analyze(packed).report["devices"] == analyze(plain).report["devices"]
 
+    def test_a_file_may_be_called_anything(self, spark: SparkSession, tmp_path: Path) -> None:
+        from spark.history import FileHistory
+
+        for name in ("my data [1].csv", "{a}*50%20?#.csv", "at 2024-01-01T00:00.csv", ".hidden.csv"):
+            history = FileHistory.open(spark, csv(tmp_path / name, [1], ("a",)), {})
+            assert [(day.device, day.count) for day in history.days()] == [("a", 144)], name
+            history.close()
+
     def test_a_device_may_change_its_sensors(self, analyze: Analyze, tmp_path: Path) -> None:
         path = tmp_path / "changing.jsonl"
         at = datetime(2024, 1, 1, tzinfo=UTC)
@@ -388,6 +396,25 @@ class TestADayAlreadyDone:
         assert again.done == 2, "the day, and the next one, which begins with it"
         fresh = analyze(csv_copy(path))
         assert again.report["devices"] == fresh.report["devices"]
+
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [("1,", ",1"), ("1,2", "2,1"), ("1,2\n2024-01-02T00:00Z,1,2", "3,4\n2024-01-02T00:00Z,3,4")],
+        ids=["another sensor", "the other way round", "all of it was there twice"],
+    )
+    def test_its_mark_tells_its_readings(self, spark: SparkSession, tmp_path: Path, before: str, after: str) -> None:
+        from spark.history import FileHistory
+
+        path, days = tmp_path / "one.csv", []
+        for values in (before, after):
+            path.write_text(f"timestamp,t,u\n2024-01-01T00:00Z,5,6\n2024-01-02T00:00Z,{values}\n")
+            history = FileHistory.open(spark, path, {})
+            days.append(sorted(history.days(), key=lambda found: found.day))
+            history.close()
+        (first, changed), (same, other) = days
+        assert first == same
+        assert changed.count == other.count
+        assert changed.mark != other.mark
 
     def test_a_new_day_alone_is_new(self, analyze: Analyze, tmp_path: Path) -> None:
         path = csv(tmp_path / "fleet.csv", [1, 2])
