@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import struct
 import tarfile
@@ -24,7 +25,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, BinaryIO, cast
 
@@ -61,7 +61,7 @@ _MANIFEST = "manifest.json"
 _LINGERS_S = 2.0
 """How long the connections of a process that has just ended may still be there."""
 
-_BATCH = 1_000
+_BATCH, _BATCH_BYTES = 1_000, 16_000_000
 _SNAPSHOT_UNAVAILABLE, _SNAPSHOT_TOO_OLD = 246, 239
 _UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, BSONError, ValueError)
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
@@ -211,7 +211,11 @@ class _Again(Exception):
 def _write(database: Database[Document], path: Path, on_progress: Progress) -> Manifest:
     parts: dict[str, Part] = {}
     created = datetime.now(UTC)
-    with tarfile.open(path, "w") as tar, database.client.start_session(snapshot=True) as session:
+    with (
+        open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,  # it holds hashes of passwords
+        tarfile.open(fileobj=file, mode="w") as tar,
+        database.client.start_session(snapshot=True) as session,
+    ):
         layout = version_of(database, session)  # the first read: all others are of the same instant
         for name in _names(database):
             before = sum(part.documents for part in parts.values())
@@ -325,11 +329,24 @@ def _insert(database: Database[Document], path: Path, on_progress: Progress) -> 
     with _opened(path) as (tar, manifest):
         for name in manifest.collections:
             collection = database.get_collection(name, codec_options=_RAW)
-            documents = _documents(tar, name)
-            while batch := list(islice(documents, _BATCH)):
+            for batch in _batches(_documents(tar, name)):
                 collection.insert_many(batch, ordered=False)
                 done += len(batch)
                 on_progress(done)
+
+
+def _batches(documents: Iterable[RawBSONDocument]) -> Iterator[list[RawBSONDocument]]:
+    """As many as are written at once: a document may have 16 MB."""
+    batch: list[RawBSONDocument] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.raw)
+        if len(batch) == _BATCH or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _names(database: Database[Document]) -> list[str]:

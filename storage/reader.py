@@ -52,15 +52,31 @@ def renew_reader(database: Database[Document], settings: MongoSettings) -> Reade
     return Reader(uri, _is_held_to_it(settings.model_copy(update={"uri": uri})))
 
 
-def keep_secret(path: Path, secret: SecretStr) -> None:
-    """Write a file that only its owner can read, whole or not at all; raises `FleadError` where it cannot be."""
+def keep_secret(path: Path, secret: SecretStr, *, replace: bool = True) -> None:
+    """Write a file that only its owner can read, whole or not at all.
+
+    Parameters
+    ----------
+    replace:
+        take the place of a file that is there; else it stays as it is
+
+    Raises
+    ------
+    FleadError
+        where it cannot be written
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary.unlink(missing_ok=True)
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secret.get_secret_value() + "\n")
-        temporary.replace(path)
+        if replace:
+            temporary.replace(path)
+        else:
+            with suppress(FileExistsError):
+                path.hardlink_to(temporary)
+            temporary.unlink()
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -78,7 +94,8 @@ def kept_secret(path: Path) -> SecretStr:
         where it cannot be made
     """
     if not path.exists():
-        keep_secret(path, SecretStr(secrets.token_urlsafe(32)))
+        # Two processes may ask first at once: both get that of the one that was earlier.
+        keep_secret(path, SecretStr(secrets.token_urlsafe(32)), replace=False)
     try:
         return SecretStr(path.read_text().strip())
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 import subprocess
 import sys
 import tarfile
@@ -12,15 +13,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
 from bson import Decimal128
+from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 
 from config.settings import PROJECT, MongoSettings
 from flead.errors import CorruptRunFolder, FleadError, Unavailable
 from storage import migrations
 from storage.archive import ArchiveRepository
-from storage.backup import APP_NAME, BadBackup, check_backup, restore_backup, write_backup
+from storage.backup import APP_NAME, BadBackup, _batches, check_backup, restore_backup, write_backup
 from storage.connection import Document, connect, open_database
 from storage.migrations import VERSION, Migration, version_of
 from storage.schema import apply_schema
@@ -83,6 +86,7 @@ def test_what_was_backed_up_comes_back(filled: Database[Document], target: Mongo
     assert told == sorted(told)
     assert told[-1] == 606
     assert [path.name for path in tmp_path.iterdir()] == ["backup"]
+    assert stat.S_IMODE((tmp_path / "backup").stat().st_mode) == 0o600
     told.clear()
     assert restore_backup(target.database, target.settings, tmp_path / "backup", on_progress=told.append) == written
     assert told[-1] == 606
@@ -90,6 +94,12 @@ def test_what_was_backed_up_comes_back(filled: Database[Document], target: Mongo
     assert target.database.device_data.index_information() == filled.device_data.index_information()
     apply_schema(target.database, target.settings)
     assert version_of(target.database) == VERSION
+
+
+def test_large_documents_are_written_a_few_at_a_time() -> None:
+    large, small = (RawBSONDocument(bson.encode({"a": b"\0" * size})) for size in (7_000_000, 1))
+    batches = list(_batches([large] * 4 + [small] * 1_500))
+    assert [len(batch) for batch in batches] == [3, 1_000, 501]
 
 
 def test_it_is_one_instant_while_a_run_writes(filled: Database[Document], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from config.settings import MongoSettings
 from flead.errors import FleadError, Unavailable
 from storage.archive import ArchiveRepository
 from storage.connection import Client, connect, open_database, ping
-from storage.reader import keep_secret, renew_reader
+from storage.reader import keep_secret, kept_secret, renew_reader
 from storage.schema import apply_schema
 from tests.fixtures_storage import Mongo, mongod_with, wait_until
 
@@ -128,3 +128,13 @@ def test_the_address_is_for_its_owner_only(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FleadError, match="cannot be written"):
         keep_secret(tmp_path / "file" / "uri", SecretStr("x"))
+
+
+def test_a_secret_that_two_processes_make_at_once_is_the_one_that_was_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = kept_secret(tmp_path / "key")
+    monkeypatch.setattr(Path, "exists", lambda _self: False)  # as the other one saw it
+    assert kept_secret(tmp_path / "key") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
