@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import bson
@@ -292,29 +293,31 @@ def sum_cohorts(database: Database[Document], places: Iterable[Place]) -> list[s
         groups.setdefault((place.window, place.cohort), []).append(place.start)
     for (window, cohort), starts in groups.items():
         for first in range(0, len(starts), _STARTS):
-            by_start = _devices(database, window, cohort, starts[first : first + _STARTS])
-            sums = [fold(rows) for rows in by_start.values()]
-            notes += replace_all(database["window_aggregates"], [row for row in sums if row])
-            empty = [cohort_key(window, cohort, start) for start in starts if start not in by_start]
+            some = starts[first : first + _STARTS]
+            sums, scores = [], []
+            for rows in _devices(database, window, cohort, some):
+                sums.append(fold(rows))
+                if window == "1m":
+                    scores += fold_scores(rows)
+            notes += replace_all(database["window_aggregates"], sums)
+            notes += replace_all(database["model_scores"], scores)
+            left = {cohort_key(window, cohort, start) for start in some} - {one["_id"] for one in sums}
             with translated():  # its devices have all gone to another cohort
-                database["window_aggregates"].delete_many({"_id": {"$in": empty}})
-            if window == "1m":
-                scores = [one for rows in by_start.values() for one in fold_scores(rows)]
-                notes += replace_all(database["model_scores"], scores)
+                database["window_aggregates"].delete_many({"_id": {"$in": sorted(left)}})
     return notes
 
 
 _STARTS = 200
-"""Windows that are summed at a time: of a large cohort, they must fit in memory."""
+"""Windows that are asked for at a time."""
 
 
 def _devices(
     database: Database[Document], window: str, cohort: str, starts: Sequence[float]
-) -> dict[float, list[Document]]:
+) -> Iterator[list[Document]]:
+    """The rows of a cohort's devices, one window after the other: of a large cohort, one must fit in memory."""
     moments = [pd.Timestamp(start, unit="s", tz="UTC").to_pydatetime() for start in starts]
     query = {"window": window, "scope": "device", "cohort": cohort, "start": {"$in": moments}}
-    by_start: dict[float, list[Document]] = {}
     with translated():
-        for row in database["window_aggregates"].find(query):
-            by_start.setdefault(row["start"].timestamp(), []).append(row)
-    return by_start
+        found = database["window_aggregates"].find(query).sort("start", 1)
+        for _, rows in groupby(found, key=lambda row: row["start"]):
+            yield list(rows)

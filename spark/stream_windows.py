@@ -376,11 +376,8 @@ def cohort_key(window: str, cohort: str, start: float) -> str:
     return f"{window}/cohort/{cohort}@{datetime.fromtimestamp(start, UTC).isoformat()}"
 
 
-def fold(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """A cohort's window from those of its devices, as they are stored; None where there is none."""
-    found = list(rows)
-    if not found:
-        return None
+def fold(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A cohort's window from those of its devices, as they are stored: one at least."""
     first = found[0]
     readings = sum(row["readings"] for row in found)
     sensors: dict[str, list[float]] = {}

@@ -15,6 +15,7 @@ import orjson
 import pandas as pd
 import polars as pl
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # public, not in __all__
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -32,7 +33,7 @@ from flead.messages import cohort_of
 from kafka.client import make_producer
 from kafka.connection import make_admin
 from kafka.offsets import Offsets
-from kafka.topics import ALERTS, DEAD_LETTERS, PREDICTIONS, READINGS
+from kafka.topics import ALERTS, ARCHIVED, DEAD_LETTERS, PREDICTIONS, READINGS
 from tests.fixtures_storage import Mongo, wait_until
 
 if TYPE_CHECKING:
@@ -106,9 +107,19 @@ def walk(fleet: Fleet, device: str, minutes: float, start: datetime = START, see
         at += timedelta(seconds=float(rng.uniform(8.0, 12.0)))
 
 
+def forget_records(servers: str) -> None:
+    """Delete what other tests sent: each query here begins with all that Kafka holds."""
+    admin = make_admin(servers)
+    topics = admin.list_topics(timeout=10.0).topics
+    ends = [TopicPartition(name, part, OFFSET_END) for name in ARCHIVED for part in topics[name].partitions]
+    for deleted in admin.delete_records(ends).values():
+        deleted.result()
+
+
 @pytest.fixture
 def fleet(kafka_servers: str, request: pytest.FixtureRequest) -> Fleet:
     """Devices of this test alone: no other test has its sensors."""
+    forget_records(kafka_servers)
     name = request.node.name.split("[")[0].removeprefix("test_")[:40]
     return Fleet(kafka_servers, (f"{name}.a", f"{name}.b"))
 
@@ -501,6 +512,7 @@ def test_killed_on_the_way_it_goes_on_and_stores_each_thing_once(
         assert stream.wait(20.0) == 0
     finally:
         stream.kill()
+        stream.wait()
     assert [readings(length) for length in ("1m", "1h", "1d")] == [total] * 3
     assert count("predictions") == count("device_data") == total
     assert "Traceback" not in log.read_text()
@@ -676,6 +688,29 @@ class TestADeviceThatFallsSilent:
         frame = {"partition": [0], "offset": [0], "value": [b"{"]}
         self._call([pd.DataFrame(frame)], timed_out=False)
         assert (self.held.value, self.rows) == (None, {})
+
+
+@pytest.mark.servers
+def test_a_cohorts_windows_are_summed_however_many_there_are(mongo: Mongo, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spark import stream_devices
+    from spark.stream_windows import DeviceWindows, cohort_key, read_row
+
+    one = {"cohort": "c", "observed": {"a": 1.0}, "error": 0.5}
+    for device in ("d", "e"):
+        windows = DeviceWindows(600.0)
+        said = [one | {"device_id": device, "timestamp": f"2024-03-04T01:{minute:02}:00Z"} for minute in range(7)]
+        windows.add([row for row in (read_row(orjson.dumps(each), device) for each in said) if row])
+        rows = [windows.document(window, device, 60.0) for window in windows.windows.values()]
+        mongo.database.window_aggregates.insert_many(rows)
+    at = datetime(2024, 3, 4, 1, tzinfo=UTC).timestamp()
+    left = at - 60.0  # a window whose devices have gone to another cohort
+    mongo.database.window_aggregates.insert_one(rows[0] | {"_id": cohort_key("1m", "c", left), "scope": "cohort"})
+    monkeypatch.setattr(stream_devices, "_STARTS", 3)
+    places = [stream_devices.Place("1m", "c", at + 60.0 * minute) for minute in range(-1, 7)]
+    stream_devices.sum_cohorts(mongo.database, [*places, stream_devices.Place("1h", "c", at)])
+    found = {row["_id"]: row["readings"] for row in stored(mongo, "window_aggregates", scope="cohort")}
+    minutes = {cohort_key("1m", "c", at + 60.0 * minute): 2 for minute in range(7)}
+    assert found == minutes | {cohort_key("1h", "c", at): 14}
 
 
 def test_an_error_that_is_too_large_to_be_summed_is_none() -> None:
