@@ -35,7 +35,7 @@ from flead.network import Architecture, Vector
 from spark.history import DAY_US, ROWS, SEPARATOR, Counted, History, mark_of
 from spark.mongo import Target, database_of
 from spark.progress import watched
-from spark.session import one_line
+from spark.session import last_cause
 from spark.worker import settle
 from storage.connection import Document
 from storage.history import HistoryRepository, Unit
@@ -94,11 +94,14 @@ def plan(history: History, repository: HistoryRepository, models: Sequence[Judge
     Raises
     ------
     BadDataset
-        where there are no readings at all
+        where the source cannot be read, or there are no readings at all
     Unavailable
-        where the source or MongoDB does not answer
+        where MongoDB does not answer
     """
-    days = sorted(history.days(), key=lambda d: (d.day, d.device))
+    try:
+        days = sorted(history.days(), key=lambda d: (d.day, d.device))
+    except (PySparkException, Py4JError) as error:
+        raise BadDataset(f"{history.kind} {history.name} cannot be read: {last_cause(error)}") from None
     if not days:
         raise BadDataset(f"{history.kind} {history.name} holds no readings: there is nothing to report on")
     by_day: dict[int, list[Counted]] = defaultdict(list)
@@ -194,7 +197,7 @@ def translated(error: Exception) -> FleadError:
     python = [f"{name}: {text}" for module, name, text in said if not module.startswith(("org.", "java.", "py4j."))]
     if ours:
         return Unavailable(ours[-1])
-    return Unavailable(f"Spark gave up: {python[-1][:300] if python else one_line(error)}")
+    return Unavailable(f"Spark gave up: {python[-1][:300] if python else last_cause(error)}")
 
 
 def _units(rows: DataFrame, days: Sequence[int], shards: int) -> DataFrame:

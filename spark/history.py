@@ -45,6 +45,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _MICROSECONDS = 1e6
+_PIECE = 250_000
+"""Bytes of a file that are worth a task of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,8 @@ class FileHistory(_Parsed):
         lines = lines.select(f.col("value").cast("binary").alias("raw"), f.monotonically_increasing_id().alias("at"))
         lines = lines.where(f.col("at") >= self.format.header_lines)
         parse = self.format.parse
-        return _spread(lines, self.spark).mapInArrow(lambda batches: _parse_lines(batches, parse), ROWS)
+        pieces = 1 + self.path.stat().st_size // _PIECE
+        return _spread(lines, self.spark, pieces).mapInArrow(lambda batches: _parse_lines(batches, parse), ROWS)
 
 
 @dataclass
@@ -282,14 +285,15 @@ def _literal(path: Path) -> str:
     r"""A path that Spark takes letter by letter: nothing in it is percent-encoded, or a pattern.
 
     >>> _literal(Path("/my data/a[1].csv"))
-    'file:///my data/a\[1\].csv'
+    'file:///my data/a\\[1\\].csv'
     """
     return "file://" + re.sub(r"([][{}*?\\])", r"\\\1", str(path))
 
 
-def _spread(lines: DataFrame, spark: SparkSession) -> DataFrame:
-    """Over all cores: a gzip file is one piece."""
-    return lines.repartition(4 * spark.sparkContext.defaultParallelism)
+def _spread(lines: DataFrame, spark: SparkSession, most: int | None = None) -> DataFrame:
+    """Over all cores, in `most` pieces: a gzip file is one piece."""
+    pieces = 4 * spark.sparkContext.defaultParallelism
+    return lines.repartition(pieces if most is None else min(pieces, most))
 
 
 def _parse_lines(batches: Iterable[pa.RecordBatch], parse: Any) -> Iterator[pa.RecordBatch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -151,6 +152,16 @@ def one_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     kept = [line.strip() for line in lines if not line.lstrip().startswith(("at ", "... "))]
     return " ".join(" ".join(kept).split())[:300]
+
+
+def last_cause(error: BaseException) -> str:
+    r"""What an error of Java's says in the end, without the stacks of all that failed because of it.
+
+    >>> last_cause(RuntimeError("no\n\tat X.run\nCaused by: Y: half\n\tat Y.run\nCaused by: Z: disk full\n\tat Z.run"))
+    'Z: disk full'
+    """
+    causes = re.findall(r"^\s*Caused by: (.+)$", str(error), re.MULTILINE)
+    return one_line(RuntimeError(causes[-1])) if causes else one_line(error)
 
 
 @contextmanager

@@ -485,6 +485,13 @@ class TestBadInput:
         with pytest.raises(BadDataset, match="holds no readings"):
             analyze(path)
 
+    def test_a_gzip_file_that_ends_early_is_one_line(self, analyze: Analyze, tmp_path: Path) -> None:
+        path = tmp_path / "cut.csv.gz"
+        path.write_bytes(gzip.compress(csv(tmp_path / "fleet.csv", [1]).read_bytes())[:-200])
+        with pytest.raises(BadDataset, match=r"cut.csv.gz cannot be read: .*Unexpected end of input stream$") as raised:
+            analyze(path)
+        assert "\n" not in str(raised.value)
+
     def test_an_unknown_version_is_named_beside_those_there_are(
         self, analyze: Analyze, mongo: Mongo, tmp_path: Path
     ) -> None:
