@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -189,4 +190,8 @@ def _stop(session: SparkSession) -> None:
         gateway.shutdown()  # else what Python still holds of Java would be given back to a JVM that has ended
         process: Any = gateway.proc
         process.stdin.close()  # the JVM ends with its standard input
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -29,6 +29,8 @@ LONGEST_S = 3_600.0
 """Where alerts follow each other without a gap for longer, events are cut at full hours, s."""
 MOST = 20_000
 """Alerts that are put together at a time; where there are more without a gap, events are cut there."""
+AT_ONCE = 500
+"""Alerts whose events are written at once, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,18 @@ def regroup(database: Database[Document], touched: Iterable[Touched], rule: Neig
         for cohort, low, high in _spans(touched):
             # What came may have closed the last gap of the hour before a full one: then a cut is new there.
             reached = high + rule.within + LONGEST_S
+            held: list[list[Document]] = []
             for alerts in stretches(_alerts(database, cohort, low, reached, rule), rule.within):
                 first, last = (alerts[i]["timestamp"].timestamp() for i in (0, -1))
                 if first > reached:
                     break
                 if last >= low - 0.001:  # MongoDB cuts times to milliseconds
-                    total += _replace(database, cohort, alerts, rule)
+                    held.append(alerts)
+                if sum(map(len, held)) >= AT_ONCE:
+                    total += _replace(database, cohort, held, rule)
+                    held = []
+            if held:
+                total += _replace(database, cohort, held, rule)
     return total
 
 
@@ -121,30 +129,38 @@ def stretches(alerts: Iterable[Document], within: float) -> Iterator[list[Docume
         yield stretch
 
 
-def _replace(database: Database[Document], cohort: str, alerts: list[Document], rule: Neighbourhood) -> int:
-    """Write the events of these alerts, then take away what was said of them before."""
+def _replace(database: Database[Document], cohort: str, parts: Sequence[list[Document]], rule: Neighbourhood) -> int:
+    """Write the events of stretches that follow each other, then take away what was said of them before."""
+    documents = [event for alerts in parts for event in _events(database, cohort, alerts, rule)]
+    collection = database["shared_anomalies"]
+    for line in replace_all(collection, documents):
+        log.warning("%s", line)
+    whole = {"$gte": parts[0][0]["timestamp"], "$lte": parts[-1][-1]["timestamp"]}
+    keys = [one["_id"] for one in documents]
+    collection.delete_many({"cohort": cohort, "start": whole, "_id": {"$nin": keys}})
+    return len(documents)
+
+
+def _events(
+    database: Database[Document], cohort: str, alerts: Sequence[Document], rule: Neighbourhood
+) -> Iterator[dict[str, Any]]:
+    """The events of one stretch, as they are stored."""
     names = sorted({alert["device_id"] for alert in alerts})
     numbers = {name: i for i, name in enumerate(names)}
     devices = np.array([numbers[alert["device_id"]] for alert in alerts])
     if rule.positions is None:
         near = np.ones((len(names), len(names)), dtype=bool)
-        fewest = max(FEWEST, ceil(SHARE * _active(database, cohort, alerts)))
+        fewest = FEWEST
+        if len(names) >= FEWEST:  # of fewer, none is shared however many are active
+            fewest = max(FEWEST, ceil(SHARE * _active(database, cohort, alerts)))
     else:
         nowhere = (np.nan, np.nan)
         near = spatial.neighbours(np.array([rule.positions.get(name, nowhere) for name in names]), rule.distance)
         fewest = 2
     events, shared = spatial.events(_times(alerts), devices, near, rule.within, fewest)
-    documents = []
     for number in range(int(events.max()) + 1):
         rows = np.flatnonzero(events == number)
-        documents.append(_event(cohort, [alerts[i] for i in rows], shared=bool(shared[rows[0]])))
-    collection = database["shared_anomalies"]
-    for line in replace_all(collection, documents):
-        log.warning("%s", line)
-    stretch = {"$gte": alerts[0]["timestamp"], "$lte": alerts[-1]["timestamp"]}
-    keys = [one["_id"] for one in documents]
-    collection.delete_many({"cohort": cohort, "start": stretch, "_id": {"$nin": keys}})
-    return len(documents)
+        yield _event(cohort, [alerts[i] for i in rows], shared=bool(shared[rows[0]]))
 
 
 def _active(database: Database[Document], cohort: str, alerts: Sequence[Document]) -> int:

@@ -382,11 +382,15 @@ def test_alerts_of_neighbours_are_one_event_and_others_are_not(
 
 @pytest.mark.servers
 @pytest.mark.parametrize("seed", range(2))
-def test_every_alert_is_in_one_event_however_they_came(mongo: Mongo, seed: int) -> None:
+def test_every_alert_is_in_one_event_however_they_came(
+    mongo: Mongo, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five hours of many alerts, in which an event must end somewhere, and some later ones, as they came or not."""
+    from spark import stream_shared
     from spark.stream_archive import Touched
     from spark.stream_shared import Neighbourhood, regroup
 
+    monkeypatch.setattr(stream_shared, "AT_ONCE", 7)
     rng = np.random.default_rng(seed)
     rule = Neighbourhood(None, 1.0, 180.0)
     seconds = np.concatenate((np.cumsum(rng.uniform(20.0, 190.0, 170)), 30_000.0 + np.cumsum(rng.uniform(0, 400, 30))))
