@@ -45,6 +45,8 @@ _SCHEMA = pa.schema(
     ]
 )
 _MICROSECONDS = 1e6
+_PACKED = {".bz2", ".deflate", ".lz4", ".snappy", ".zst"}
+"""Endings by which Hadoop unpacks a file, whatever is in it."""
 _PIECE = 250_000
 """Bytes of a file that are worth a task of their own."""
 
@@ -272,7 +274,7 @@ def _readable(path: Path, links: Path) -> str:
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     hidden, scheme = path.name[0] in "_.", ":" in path.name  # as Hadoop reads names
-    if packed == (path.suffix == ".gz") and path.suffix not in (".bz2", ".zst") and not (hidden or scheme):
+    if packed == (path.suffix == ".gz") and path.suffix not in _PACKED and not (hidden or scheme):
         return _literal(path)
     links.mkdir(parents=True, exist_ok=True)
     link = links / f"{mark_of(str(path))}{'.gz' if packed else '.txt'}"

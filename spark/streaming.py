@@ -195,7 +195,7 @@ class Analytics:
         self._committer = Committer(settings.kafka.servers, ARCHIVE_GROUP)
         self._kept = [
             Kept("archive", lambda: self.start_archive()),
-            Kept("windows", lambda: self.start_devices()),
+            Kept("devices", lambda: self.start_devices()),
         ]
 
     def keep(self) -> None:

@@ -362,7 +362,7 @@ class TestWhereReadingsComeFrom:
     def test_a_file_may_be_called_anything(self, spark: SparkSession, tmp_path: Path) -> None:
         from spark.history import FileHistory
 
-        for name in ("my data [1].csv", "{a}*50%20?#.csv", "at 2024-01-01T00:00.csv", ".hidden.csv"):
+        for name in ("my data [1].csv", "{a}*50%20?#.csv", "at 2024-01-01T00:00.csv", ".hidden.csv", "x.snappy"):
             history = FileHistory.open(spark, csv(tmp_path / name, [1], ("a",)), {})
             assert [(day.device, day.count) for day in history.days()] == [("a", 144)], name
             history.close()

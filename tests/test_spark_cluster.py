@@ -13,7 +13,7 @@ import pytest
 
 from config.settings import PROJECT, KafkaSettings
 from tests.fixtures_storage import Mongo
-from tests.test_spark_streaming import Fleet, walk
+from tests.test_spark_streaming import Fleet, forget_records, walk
 
 if TYPE_CHECKING:
     from spark.session import SparkHome
@@ -56,6 +56,7 @@ def test_archive_and_windows_on_two_workers_need_only_the_zip_and_the_jars(
     from spark.cluster import standalone_cluster
     from spark.session import SparkHome
 
+    forget_records(kafka_servers)
     fleet = Fleet(kafka_servers, ("cluster.a", "cluster.b"))
     for device in ("cluster-1", "cluster-2", "cluster-3"):
         walk(fleet, device, 10)
