@@ -517,7 +517,7 @@ class TestBadInput:
         assert report["quality"]["one"]["interval_s"] is None
 
     def test_a_database_that_goes_away_is_one_line(self, analyze: Analyze, tmp_path: Path, mongo: Mongo) -> None:
-        gone = MongoSettings(uri=SecretStr(f"mongodb://127.0.0.1:{free_port()}/?directConnection=true"))
+        gone = MongoSettings(uri=SecretStr(f"mongodb://127.0.0.1:{free_port()}/?serverSelectionTimeoutMS=200"))
         object.__setattr__(mongo, "settings", gone)
         with pytest.raises(Unavailable, match="MongoDB does not answer"):
             analyze(csv(tmp_path / "fleet.csv", [1]))

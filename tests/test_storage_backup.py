@@ -17,6 +17,7 @@ import bson
 import pytest
 from bson import Decimal128
 from bson.raw_bson import RawBSONDocument
+from pydantic import SecretStr
 from pymongo.database import Database
 
 from config.settings import PROJECT, MongoSettings
@@ -269,6 +270,6 @@ def test_a_database_of_a_newer_version_is_not_backed_up(target: Mongo, tmp_path:
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
-    settings = MongoSettings(port=1)
+    settings = MongoSettings(uri=SecretStr("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=200"))
     with connect(settings) as client, pytest.raises(Unavailable, match="does not answer"):
         write_backup(open_database(client, settings), tmp_path / "backup")
