@@ -19,7 +19,9 @@ class Rules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    min_devices: int = Field(10, ge=1, description="distinct devices with a pending update that start a round")
+    min_devices: int = Field(
+        10, ge=1, le=1_000_000, description="distinct devices with a pending update that start a round"
+    )
     interval_s: float = Field(1_800.0, gt=0, description="a round at least this often if anything is pending, s")
     max_weight_norm: float = Field(1e4, gt=0, description="largest Euclidean norm of an update's parameters")
     strategy: Strategy = Field(FedAvg(), description="how updates are merged: its name and hyper-parameters")
@@ -56,7 +58,7 @@ class RulesPatch(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    min_devices: int | None = Field(None, ge=1)
+    min_devices: int | None = Field(None, ge=1, le=1_000_000)
     interval_s: float | None = Field(None, gt=0)
     max_weight_norm: float | None = Field(None, gt=0)
     strategy: Strategy | None = None
@@ -102,21 +104,32 @@ class AggregationSettings(Rules):
     def _sums_can_be_merged(self) -> Self:
         if not self.partial_sums:
             return self
-        everybodys = ("", self.rules(""))
-        for where, rules in (everybodys, *((f"cohorts.{name}.", self.rules(name)) for name in self.cohorts)):
-            if not rules.strategy.linear:
-                raise ValueError(
-                    f"partial_sums and {where}strategy: {rules.strategy.name} looks at each device by itself, "
-                    "and of a sum it would see one: set partial_sums to 0, or choose a strategy that averages"
-                )
-            if rules.privacy.enabled:
-                raise ValueError(
-                    f"partial_sums and {where}privacy: a sum cannot be clipped for each device: set partial_sums to 0"
-                )
+        for name in ("", *self.cohorts):
+            if why := _no_sums(self.rules(name)):
+                raise ValueError(f"partial_sums and {f'cohorts.{name}.' if name else ''}{why}")
         return self
 
     def rules(self, cohort: str, *patches: RulesPatch) -> Rules:
-        """The rules of a cohort."""
+        """The rules of a cohort.
+
+        Raises
+        ------
+        BadRules
+            where the patches make them what they cannot be
+        """
         own = self.cohorts.get(cohort)
         base = Rules.model_validate({name: getattr(self, name) for name in Rules.model_fields})
-        return base.changed_by(*([own] if own else []), *patches)
+        rules = base.changed_by(*([own] if own else []), *patches)
+        if patches and self.partial_sums and (why := _no_sums(rules)):
+            raise BadRules(f"aggregation.partial_sums and {why}")
+        return rules
+
+
+def _no_sums(rules: Rules) -> str | None:
+    """What in the rules cannot do with sums over many devices; None where nothing."""
+    if not rules.strategy.linear:
+        return (
+            f"strategy: {rules.strategy.name} looks at each device by itself, and of a sum it would see one: "
+            "set partial_sums to 0, or choose a strategy that averages"
+        )
+    return "privacy: a sum cannot be clipped for each device: set partial_sums to 0" if rules.privacy.enabled else None

@@ -186,8 +186,9 @@ class RoundService:
         return model
 
     def _aids(self, cohort: Cohort, rules: Rules, memory: Memory) -> Aids:
+        strategy = rules.strategy
         return Aids(
-            state=self._repository.strategy_state(cohort.name, rules.strategy.name),
+            state=self._repository.strategy_state(cohort.name, strategy.name) if strategy.remembers else {},
             trust=memory.trust,
             held_out=self._held_out,
             spend=lambda rules: self._spend(cohort.name, rules),

@@ -208,7 +208,9 @@ class Versions:
         ]
         verdict = _verdict(why, who, now)
         over = _verdict(f"version {model.version} took its place: {why}", who, now)
-        self._books.repository.restage([(stable, verdict), *((one, over) for one in later)])
+        self._books.repository.restage(
+            [(stable, verdict), *((one, over) for one in later)], [one.version for one in later], cohort.version + 1
+        )
         LOG.info("version %d of %s is stable: %s", model.version, cohort.name, why)
         if later:
             self._books.load()  # what is pending, and who has what, changed for many
@@ -221,7 +223,7 @@ class Versions:
         self, cohort: Cohort, model: GlobalModel, why: str, who: str, now: datetime, found: Judgement | None = None
     ) -> GlobalModel:
         back = self._staged(model, Stage.ROLLED_BACK, found)
-        self._books.repository.restage([(back, _verdict(why, who, now))], discard=model.version)
+        self._books.repository.restage([(back, _verdict(why, who, now))], [model.version], cohort.version + 1)
         LOG.warning("version %d of %s is rolled back: %s", model.version, cohort.name, why)
         self._books.load()
         return back

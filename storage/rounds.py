@@ -8,15 +8,14 @@ stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from pymongo import DESCENDING, ReplaceOne
+from pymongo import DESCENDING, ReplaceOne, collection
 from pymongo.client_session import ClientSession
-from pymongo.collection import Collection
 from pymongo.database import Database
 
 from config.aggregation import RulesPatch
@@ -111,7 +110,7 @@ def as_kept(now: datetime) -> datetime:
     return now.astimezone(UTC).replace(microsecond=now.microsecond // 1000 * 1000)
 
 
-def newest_rounds(rounds: Collection[Document]) -> dict[str, int]:
+def newest_rounds(rounds: collection.Collection[Document]) -> dict[str, int]:
     """The number of each cohort's newest round."""
     newest: list[Document] = [
         {"$sort": {"cohort": 1, "round": -1}},
@@ -317,7 +316,9 @@ class RoundRepository:
                 writes = [ReplaceOne({"_id": t.device_id}, _trust_document(t), upsert=True) for t in memo.trust]
                 self._trust.bulk_write(writes, session=session)
 
-    def restage(self, decided: Sequence[tuple[GlobalModel, Document]], discard: int | None = None) -> None:
+    def restage(
+        self, decided: Sequence[tuple[GlobalModel, Document]], discard: Collection[int] = (), next_round: int = 0
+    ) -> None:
         """Write the stages, metrics and signatures of some versions of a cohort, in one transaction.
 
         Parameters
@@ -325,14 +326,17 @@ class RoundRepository:
         decided:
             each with its `verdict`, `decided_by` and `decided_at`
         discard:
-            the newest version, where no round shall use the pending updates that began from it
+            the versions that are taken back: no round shall use the pending updates that began from them
+        next_round:
+            the round that those wait for
         """
         with translated(), self._database.client.start_session() as session, session.start_transaction():
             for model, verdict in decided:
                 stands = model.model_dump(include={"stage", "share", "metrics", "signature"})
                 self._set_stage(model.cohort, model.version, stands | verdict, session)
-            if discard is not None:
-                began = {"cohort": decided[0][0].cohort, "round": {"$gt": discard}, "base_version": discard}
+            if discard:
+                waiting = {"cohort": decided[0][0].cohort, "round": {"$gte": next_round}}
+                began = waiting | {"base_version": {"$in": list(discard)}}
                 self._updates.update_many(began, {"$set": {"round": _DISCARDED}}, session=session)
 
     def _set_stage(self, cohort: str, version: int, stands: Document, session: ClientSession) -> None:

@@ -357,6 +357,19 @@ class TestSignatures:
             read_public("AAAA")
 
 
+def test_what_waits_and_began_from_a_version_that_is_taken_back_is_not_used(mongo: Mongo) -> None:
+    fleet = Fleet(mongo, rollout={"share": 0.0})
+    fleet.round()
+    fleet.round()
+    fleet.send(devices=DEVICES[:5], base_version=1)
+    fleet.send(devices=DEVICES[5:])
+    fleet.service.versions.roll_back("default", 2, "ada", fleet.now)
+    assert fleet.service.summary()["default"]["pending_updates"] == 5
+    made = fleet.service.aggregate("default", fleet.now)
+    assert made is not None
+    assert (made.version, made.num_devices) == (3, 5)
+
+
 class TestBackups:
     def test_a_lost_database_goes_on_from_the_newest_backup(self, mongo: Mongo, tmp_path: Path) -> None:
         fleet, backups = Fleet(mongo), Backups(tmp_path, keep=2)
@@ -499,6 +512,15 @@ class TestTheRules:
             )
         with pytest.raises(ValueError, match="privacy: a sum cannot be clipped"):
             AggregationSettings(partial_sums=2, privacy={"enabled": True})
+
+    @pytest.mark.parametrize("change", [{"strategy": {"name": "krum"}}, {"privacy": {"enabled": True}}])
+    def test_nobody_changes_the_rules_of_sums_into_what_cannot_do_with_them(
+        self, mongo: Mongo, change: dict[str, Any]
+    ) -> None:
+        service = Fleet(mongo, partial_sums=2).service
+        with pytest.raises(BadRules, match="partial_sums"):
+            service.change_rules("default", RulesPatch.model_validate(change), "ada", NOW)
+        assert service.rules("default").strategy.linear
 
 
 class TestTheDefence:

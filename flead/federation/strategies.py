@@ -30,6 +30,8 @@ class Rule(BaseModel, ABC):
 
     linear: ClassVar[bool]
     """Whether an update may be the weighted mean of many devices', with the sum of their samples."""
+    remembers: ClassVar[bool] = False
+    """Whether a round leaves anything to the next."""
 
     @abstractmethod
     def merge(self, updates: Updates, state: State = NOTHING) -> Merge:
@@ -64,6 +66,7 @@ class FedAvgM(Rule):
 
     name: Literal["fedavgm"] = "fedavgm"
     linear: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
     learning_rate: float = Field(1.0, gt=0, description="length of the server's steps")
     momentum: float = Field(0.5, ge=0, lt=1, description="share of a round's change in the next one's step")
 
@@ -81,6 +84,7 @@ class _Adaptive(Rule):
     """What FedAdam, FedYogi and FedAdagrad have in common (Reddi et al., 2021)."""
 
     linear: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
     learning_rate: float = Field(0.01, gt=0, description="length of the server's steps")
     beta1: float = Field(0.9, ge=0, lt=1, description="share of the running mean change that a round keeps")
     tau: float = Field(0.001, gt=0, description="change of a parameter below which steps get shorter")
@@ -252,6 +256,7 @@ class Scaffold(Rule):
 
     name: Literal["scaffold"] = "scaffold"
     linear: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
     learning_rate: float = Field(1.0, gt=0, description="length of the server's steps")
     participation: float = Field(1.0, gt=0, le=1, description="share of the fleet's devices that a round hears")
     local_rate: float = Field(0.01, gt=0, description="length of a device's steps, which are of plain gradient descent")
