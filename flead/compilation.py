@@ -13,9 +13,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -32,7 +31,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
 
 _SUMS = {"reassoc", "contract", "nsz"}
 
@@ -143,12 +141,19 @@ def _sources() -> str:
 
 def hash_of(package: Traversable) -> str:
     """The hash of what kernels are made of: what was compiled from other sources is not used."""
-    folders = [folder for folder in (package, package / "forecasters") if folder.is_dir()]
-    modules = [part for folder in folders for part in folder.iterdir() if part.name.endswith(".py")]
     digest = hashlib.sha256()
-    for module in sorted(modules, key=lambda m: (m.name, str(m))):
-        digest.update(module.name.encode() + module.read_bytes())
+    for name, source in sorted(_modules(package, "")):
+        digest.update(name.encode() + source)
     return digest.hexdigest()[:20]
+
+
+def _modules(package: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
+    """Every module of a package and of those within, by its path."""
+    for part in package.iterdir():
+        if part.name.endswith(".py"):
+            yield path + part.name, part.read_bytes()
+        elif part.is_dir():
+            yield from _modules(part, f"{path}{part.name}/")
 
 
 def cache_folder() -> Path:
@@ -157,22 +162,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FLEAD_CACHE") or Path(caches) / "flead")
 
 
-def forget_stale(keep: int = 5) -> None:
-    """Delete what was compiled from older sources, but for the newest few."""
-    folders = [folder for folder in cache_folder().glob("*") if folder.is_dir()]
-    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)[keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 class Locator(_CacheLocator):
     """Tells Numba to keep our machine code under the hash of our sources."""
 
     def __init__(self, py_func: Any) -> None:
         self._line = py_func.__code__.co_firstlineno
-        home = (
-            os.environ.get("FLEAD_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flead"
-        )
-        self._path = str(Path(home) / _sources())
+        self._path = str(cache_folder() / _sources())
 
     def get_cache_path(self) -> str:
         """The folder."""
