@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -216,6 +217,13 @@ class TestEveryDetector:
         for i in range(self.N):
             assert np.isfinite(detector.score(features(i)))
             detector.learn(features(i))
+
+    def test_looks_at_the_shared_features_where_no_sensor_has_its_own(self, kind: type[Detector]) -> None:
+        spec = replace(SPEC, per_sensor=0)
+        detector = kind(spec)
+        for x in RNG(0).normal(size=(self.N, spec.shared)):
+            detector.learn(x)
+        assert detector.score(np.full(spec.shared, CLIP)) > detector.score(np.zeros(spec.shared))
 
     def test_state_does_not_grow(self, kind: type[Detector]) -> None:
         detector = used(kind, self.N)
