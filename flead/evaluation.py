@@ -22,6 +22,7 @@ from flead.learner_config import Adoption, LearnerConfig
 from flead.learning import LARGEST_STEP, LARGEST_SWING
 from flead.messages import cohort_of
 from flead.network import Architecture, Vector
+from flead.routines import SLOTS, practise_all, routines_at
 from flead.training import Examples, Federation, federate, times_of_day, train
 
 METHODS = ("persistence", "seasonal", "local", "federated", "personalised", "streamed", "centralised")
@@ -236,7 +237,7 @@ def evaluate(
     for i, (name, task) in enumerate(zip(devices, tasks, strict=True)):
         on_progress("fitting devices", i / len(devices))
         own, personal = start, np.concatenate((theta, np.zeros(BINS * len(sensors))))
-        routines = np.zeros((2 * state.SLOTS, 2 * len(sensors)))
+        routines = np.zeros((2 * SLOTS, 2 * len(sensors)))
         if len(known[i]) >= FEWEST:
             own = train(
                 start, architecture, known[i], rng, epochs=plan.local_epochs, rate=plan.local_rate, average=0.01,
@@ -248,13 +249,13 @@ def evaluate(
                 average=0.005, cosine=True,
             )  # fmt: skip
             left = -_errors(personal, architecture, pasts[i], before[name].times)
-            learning.practise_all(routines, before[name].times, left, pasts[i].scales)
+            practise_all(routines, before[name].times, left, pasts[i].scales)
         errors["persistence"].append(-task.changes)
         errors["seasonal"].append(task.seasonal - task.changes)
         errors["streamed"].append(_streamed(before[name], after[name], theta, config, sensors) - task.changes)
         for method, weights in (("local", own), ("federated", theta), ("centralised", central)):
             errors[method].append(_errors(weights, architecture, task))
-        usual = learning.routines_at(routines, after[name].times, task.scales)
+        usual = routines_at(routines, after[name].times, task.scales)
         errors["personalised"].append(_errors(personal, architecture, task, after[name].times) + usual)
         hour = cold_known[i]
         beginner = (

@@ -14,8 +14,6 @@ from typing import NamedTuple
 from flead.compilation import Floats, Integers, kernel
 from flead.errors import BadConfiguration
 
-LAGS = 6
-"""How many earlier values `lags` gives: chosen by `benchmarks/learning`, see docs/learning.md."""
 HALF_LIVES = (1.5, 4.0, 20.0, 80.0, 640.0)
 """Of the exponentially weighted means, in typical intervals."""
 FAST_MEANS = 2
@@ -89,11 +87,11 @@ def ring_length(names: Sequence[str]) -> int:
 
 
 class Past(NamedTuple):
-    """What is kept of the past, for n sensors. `clock` holds numbers of the whole device (see `Clock`).
+    """What is kept of the past, for n sensors.
 
     Attributes
     ----------
-    clock: (8,)
+    clock: (CLOCK_SIZE,) numbers of the whole device, see `READINGS`
     mean, variance: (n,) the long mean of the values and their variance about it
     seen: (n,) values so far
     last: (n,) the last value

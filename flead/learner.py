@@ -24,13 +24,17 @@ from flead.learning import ALARM, DRIFTED, ERROR, JOINT, KIND, SAID, SENSOR, SUR
 from flead.messages import cohort_of
 from flead.network import Architecture, Vector
 from flead.plugins import Detector, Forecaster, Spec, find_detector, find_forecaster
-from flead.scoring import KINDS
+from flead.scoring import EXTRA, KINDS
+from flead.state import DRIFTS
 
 STATE_LIMIT = 3 * 1024 * 1024
-"""Bytes of encoded state that a device may take; one of four sensors takes about 93 KB."""
+"""Bytes of encoded state that a device may take; one of four sensors takes about 130 KB."""
+FEWEST = 16
+"""Examples on which models are compared at least."""
 
-DRIFTS = 3
-"""Place of the count of drifts in the state's queue."""
+_NAN = float("nan")
+_STATE_VERSION = 4
+_HEAD = struct.Struct("<II")
 
 
 @dataclass(frozen=True, slots=True)
@@ -547,8 +551,8 @@ def check(config: LearnerConfig, max_sensors: int) -> None:
     BadConfiguration
         for unknown features or plug-ins, or where a device with `max_sensors` sensors would pass the limit of state
     """
-    if len(config.detectors) > MOST_DETECTORS:
-        raise BadConfiguration(f"learner.detectors names {len(config.detectors)}, at most {MOST_DETECTORS} may speak")
+    if len(config.detectors) > EXTRA:
+        raise BadConfiguration(f"learner.detectors names {len(config.detectors)}, at most {EXTRA} may speak")
     size = 8 * state.sizes_of(state.header(config, max_sensors))[0] + max_sensors * (4 * 128 + 8) + 1_024
     if size <= STATE_LIMIT:  # else making one could take all memory
         sensors = tuple(f"sensor-{i}" for i in range(max_sensors))
@@ -559,11 +563,3 @@ def check(config: LearnerConfig, max_sensors: int) -> None:
             f"{len(config.features)} features could need {size:,} bytes of state, the limit is {STATE_LIMIT:,}: "
             "lower learner.hidden_sizes, learner.features or reading.max_sensors"
         )
-
-
-MOST_DETECTORS = 4
-FEWEST = 16
-"""Examples on which models are compared at least."""
-_NAN = float("nan")
-_STATE_VERSION = 4
-_HEAD = struct.Struct("<II")

@@ -6,7 +6,7 @@ horizon are made at once, and taught at once, when the horizon has come: until t
 
 from __future__ import annotations
 
-from math import exp, floor, log10, pi, sqrt
+from math import log10, sqrt
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from flead import scoring
 from flead.compilation import EntryPoint, Floats, Integers, cached_kernel, carray, kernel
 from flead.drift import adwin, page_hinkley
 from flead.features import (
-    BINS,
     DAY,
     GAP,
     INTERVAL,
@@ -28,22 +27,33 @@ from flead.features import (
     take,
     take_swing_of_day,
     tick,
-    time_of_day,
 )
 from flead.network import activate, descend
+from flead.routines import (
+    HORIZON_PACE,
+    NEXT_PACE,
+    SMALLEST_ROUTINE,
+    add_habits,
+    practise,
+    routine,
+    routine_of,
+    step_habits,
+)
 from flead.state import (
     ALARMS_PER_DAY,
     ANCHOR,
     COMMON,
+    COUNT,
     DECAY,
     DRIFT,
+    DRIFTS,
     FEATURES,
+    FIRST,
     FIRST_LAYER,
     HORIZON,
     LAYERS,
     LONGEST,
     MEMORY,
-    NEAR,
     OPTIMISER,
     OWN,
     PROXIMAL,
@@ -51,7 +61,7 @@ from flead.state import (
     RECENT,
     SENSORS,
     SKIP,
-    SLOTS,
+    STEPS,
     WAITING,
     State,
     views,
@@ -69,23 +79,8 @@ HUBER = 5.0
 LARGEST_ERROR = 8.0
 LONGEST_GAP = 10.0
 """Typical intervals after which the next reading is no longer the next."""
-LARGEST_SURPRISE = 15.9
 LARGEST_VALUE = 1e100
 """What is beyond, infinity too, counts as no value: its square must still be a number."""
-NEAREST = (48.0 / sqrt(pi)) ** 0.5
-"""How near a time of day is to itself: such that nearness has the root mean square 1 over a day of half hours."""
-INVERSE_E = exp(-1.0)
-HABIT_PACE = 0.03
-"""Length of the steps that habits take, in the network's: a habit is what comes back, not what the last hour was."""
-NEXT_PACE, HORIZON_PACE = 0.1, 0.04
-"""How far a routine goes towards what came: of ten readings in five minutes it keeps 65 % and 34 % on the first day,
-88 % and 56 % after two. Chosen on Intel Lab days, see docs/learning.md."""
-SMALLEST_ROUTINE = 1.0
-"""What routines say of the next reading is lessened by so many typical changes (soft thresholding, Donoho, 1995): of
-five minutes a week little but noise comes back."""
-LARGEST_ROUTINE = 60.0
-"""What is left beyond teaches routines no more, nor do they say more: in typical changes, and in typical swings for the
-horizon."""
 
 
 @kernel
@@ -129,8 +124,8 @@ def _collect(state: State, sizes: Integers, before: float, time: float, gap: flo
     state.n_examples[0] = 0.0
     if past.clock[READINGS] == 1.0:
         return
-    count = int(state.queue[1])
-    newest = (int(state.queue[0]) + count - 1) % WAITING
+    count = int(state.queue[COUNT])
+    newest = (int(state.queue[FIRST]) + count - 1) % WAITING
     if count > 0 and state.waiting[newest, 0] == before:
         for s in range(n):
             state.waiting[newest, 1 + f + n + s] = x[s] if gap <= LONGEST_GAP else np.nan
@@ -138,14 +133,14 @@ def _collect(state: State, sizes: Integers, before: float, time: float, gap: flo
         example = _new_example(state, before, state.features)
         for s in range(n):
             _aim(example, f, n, s, x[s] - past.last[s], step_scale(past, s), LARGEST_STEP)
-    while state.queue[1] > 0.0:
-        row = state.waiting[int(state.queue[0])]
+    while state.queue[COUNT] > 0.0:
+        row = state.waiting[int(state.queue[FIRST])]
         passed = time - row[0]
         if passed < horizon - 0.5 * interval:
             break
         in_time = passed <= 1.1 * horizon + 0.5 * interval
-        state.queue[0] = (state.queue[0] + 1.0) % WAITING
-        state.queue[1] -= 1.0
+        state.queue[FIRST] = (state.queue[FIRST] + 1.0) % WAITING
+        state.queue[COUNT] -= 1.0
         teaches = state.n_examples[0] < state.examples.shape[0]
         if teaches:
             example = _new_example(state, row[0], row[1 : 1 + f])
@@ -190,11 +185,11 @@ def _horizon_ago(state: State, time: float, ago: Floats) -> None:
     The ring's slot before the first waiting still holds the forecast that was taken off last.
     """
     f, horizon = state.features.size, state.settings[HORIZON]
-    first = int(state.queue[0])
+    first = int(state.queue[FIRST])
     row = state.waiting[first - 1]
     if not (row[0] != 0.0 and abs(time - row[0] - horizon) <= 0.2 * horizon):
         row = state.waiting[first]
-        if state.queue[1] == 0.0 or abs(time - row[0] - horizon) > 0.2 * horizon:
+        if state.queue[COUNT] == 0.0 or abs(time - row[0] - horizon) > 0.2 * horizon:
             ago[:] = np.nan
             return
     for s in range(ago.size):
@@ -206,19 +201,20 @@ def judge(state: State, scores: scoring.Scores, sizes: Integers, time: float, sa
     """Score the reading, watch the errors for drift, and decide whether it is an alarm."""
     past = state.past
     scoring.score(scores, time, past.clock[GAP], state.x, state.residual, state.extra, state.verdict)
-    surprise = min(max(state.verdict[0], 0.0), LARGEST_SURPRISE)
+    verdict = state.verdict
+    surprise = min(max(verdict[scoring.SURPRISE], 0.0), scoring.HIGHEST)
     said[SURPRISE] = surprise
-    said[SENSOR], said[KIND], said[JOINT] = state.verdict[1], state.verdict[2], state.verdict[3]
+    said[SENSOR], said[KIND], said[JOINT] = verdict[scoring.SENSOR], verdict[scoring.KIND], verdict[scoring.JOINT]
     n = sizes[SENSORS]
     for s in range(n):
-        said[SAID + 3 * n + s] = state.verdict[4 + s]
+        said[SAID + 3 * n + s] = verdict[scoring.BY_SENSOR + s]
     said[DRIFTED] = 0.0
     if said[ERROR] == said[ERROR] and sizes[DRIFT] < 2:  # not NaN
         change = adwin(state.drift, said[ERROR]) if sizes[DRIFT] == 0 else page_hinkley(state.drift, said[ERROR])
         if change > 0.0:  # errors have risen: learn as quickly as at the start
             said[DRIFTED] = 1.0
-            state.queue[2] = 0.0
-            state.queue[3] += 1.0
+            state.queue[STEPS] = 0.0
+            state.queue[DRIFTS] += 1.0
     # The chance of an alarm on an ordinary reading: as many a day as are accepted, over the readings of a day.
     accepted = min(state.settings[ALARMS_PER_DAY] * max(past.clock[INTERVAL], 1e-9) / DAY, 0.1)
     said[ALARM] = 1.0 if surprise >= 1.0 and surprise >= -log10(accepted) else 0.0
@@ -234,7 +230,7 @@ def learn(state: State, sizes: Integers) -> None:
         for i in range(f):
             state.work[i] = example[i]
         out = activate(state.theta, widths, sizes[SKIP] == 1, state.work)
-        bin_ = _add_habits(state, state.made[e], state.work[out + n : out + 2 * n])
+        bin_ = add_habits(state.habits, state.near, state.made[e], state.work[out + n : out + 2 * n])
         taught = 0.0
         for j in range(2 * n):
             wrong, observed = state.work[out + j] - example[f + j], example[f + 2 * n + j]
@@ -243,11 +239,8 @@ def learn(state: State, sizes: Integers) -> None:
         if taught and sizes[RECENT]:
             _remember(state, example, f, n, state.made[e])
         _learn_routines(state, example, f, n, state.made[e], state.work[out : out + 2 * n])
-        rate = state.settings[RATE] / (1.0 + state.queue[2] / state.settings[DECAY])
-        for k in range(NEAR):
-            for s in range(n):
-                step = HABIT_PACE * rate * state.near[k] * state.slopes[out + n + s]
-                state.habits[_half_hour(bin_, k), s] -= step
+        rate = state.settings[RATE] / (1.0 + state.queue[STEPS] / state.settings[DECAY])
+        step_habits(state.habits, state.near, bin_, state.slopes[out + n : out + 2 * n], rate)
         descend(
             state.theta, widths, sizes[SKIP] == 1, state.work, state.slopes, state.moments, sizes[OPTIMISER], rate,
             state.settings[LONGEST],
@@ -256,7 +249,7 @@ def learn(state: State, sizes: Integers) -> None:
             pull = min(rate * state.settings[PROXIMAL], 1.0)
             for i in range(state.theta.size):
                 state.theta[i] += pull * (state.anchor[i] - state.theta[i])
-        state.queue[2] += 1.0
+        state.queue[STEPS] += 1.0
 
 
 @kernel
@@ -269,7 +262,7 @@ def _remember(state: State, example: Floats, f: int, n: int, time: float) -> Non
     aims = row[f + n : f + 2 * n]
     for s in range(n):
         aims[s] = -aims[s]
-    _add_habits(state, time, aims)
+    add_habits(state.habits, state.near, time, aims)
     for s in range(n):
         aims[s] = -aims[s]
 
@@ -284,33 +277,7 @@ def predict(state: State, sizes: Integers) -> None:
     n = sizes[SENSORS]
     for j in range(2 * n):
         state.change[j] = state.work[out + j]
-    _add_habits(state, state.past.clock[LAST_TIME], state.change[n:])
-
-
-@kernel
-def _add_habits(state: State, time: float, horizon: Floats) -> int:
-    """Add what the device's habits say at this time of day to what its network says of the horizon, (n,).
-
-    Gives the first of the half hours that count, and leaves in `state.near` how near they are.
-    """
-    at = time_of_day(time) / DAY * BINS
-    first = int(at + 0.5) - NEAR // 2
-    away = at - first
-    near, growth = exp(-0.5 * away * away) * NEAREST, exp(away - 0.5)
-    first = first if first >= 0 else first + BINS
-    for k in range(NEAR):
-        state.near[k] = near
-        for s in range(horizon.size):
-            horizon[s] += near * state.habits[_half_hour(first, k), s]
-        near *= growth  # exp(-(away - k)² / 2) of the next k, without another exponential
-        growth *= INVERSE_E
-    return first
-
-
-@kernel
-def _half_hour(first: int, k: int) -> int:
-    """The k-th half hour of the day from the first."""
-    return first + k if first + k < BINS else first + k - BINS
+    add_habits(state.habits, state.near, state.past.clock[LAST_TIME], state.change[n:])
 
 
 @kernel
@@ -329,35 +296,6 @@ def _learn_routines(state: State, example: Floats, f: int, n: int, time: float, 
 
 
 @kernel
-def routine_of(time: float) -> int:
-    """Which row of the routines a time (s) belongs to: of a working day (Monday to Friday, UTC) or a free one."""
-    slot = min(int(time_of_day(time) / DAY * SLOTS), SLOTS - 1)
-    since_monday = floor(time / DAY) + 3.0  # 1970-01-01 was a Thursday
-    return slot if since_monday - 7.0 * floor(since_monday / 7.0) < 5.0 else SLOTS + slot
-
-
-@kernel
-def practise(routines: Floats, row: int, output: int, left: float, scale: float, pace: float) -> None:
-    """Take what a forecast has left, in the sensor's units: an exponentially weighted mean that starts at none.
-
-    A mean that starts at none and goes slowly is one shrunk towards it: a single day is believed in part.
-    """
-    limit = LARGEST_ROUTINE * scale
-    routines[row, output] += pace * (min(max(left, -limit), limit) - routines[row, output])
-
-
-@kernel
-def routine(routines: Floats, row: int, output: int, scale: float, least: float) -> float:
-    """What is usually left at this time, over three slots, and lessened by so many scales; in the sensor's units."""
-    first = SLOTS if row >= SLOTS else 0
-    before = row - 1 if row > first else first + SLOTS - 1
-    after = row + 1 if row < first + SLOTS - 1 else first
-    usual = 0.5 * routines[row, output] + 0.25 * (routines[before, output] + routines[after, output])
-    limit, least = LARGEST_ROUTINE * scale, least * scale
-    return float(min(max(usual - least, 0.0), limit) + max(min(usual + least, 0.0), -limit))
-
-
-@kernel
 def commit(state: State, sizes: Integers, time: float, said: Floats) -> None:
     """Say the forecasts in the sensors' units, and let them wait for their horizon."""
     past, n, f = state.past, sizes[SENSORS], sizes[FEATURES]
@@ -371,13 +309,13 @@ def commit(state: State, sizes: Integers, time: float, said: Floats) -> None:
         later = routine(state.routines, at, n + s, swing, 0.0)
         said[SAID + n + s] = past.last[s] + state.change[s] * step + state.usual[s] if known else np.nan
         said[SAID + 2 * n + s] = past.last[s] + state.change[n + s] * swing + later if known else np.nan
-    first, count = int(state.queue[0]), int(state.queue[1])
+    first, count = int(state.queue[FIRST]), int(state.queue[COUNT])
     newest = (first + count - 1) % WAITING
     spacing = state.settings[HORIZON] / (WAITING - 2)
     if count == WAITING or (count > 0 and time - state.waiting[newest, 0] < spacing):
         return
     row = state.waiting[(first + count) % WAITING]
-    state.queue[1] += 1.0
+    state.queue[COUNT] += 1.0
     row[0] = time
     for i in range(f):
         row[1 + i] = state.features[i]
@@ -462,35 +400,3 @@ def follow(sizes: Integers, buffer: Floats, given: Floats, features: Floats, sca
         for s in range(sizes[SENSORS]):
             scales[i, s] = step_scale(state.past, s)
             scales[i, sizes[SENSORS] + s] = swing_scale(state.past, s)
-
-
-@cached_kernel
-def practise_all(routines: Floats, times: Floats, left: Floats, scales: Floats) -> None:
-    """Let routines take what many forecasts have left, in time order, for offline work.
-
-    Parameters
-    ----------
-    routines:
-        (2 SLOTS, 2 n), changed
-    times:
-        (m,) when the forecasts were made, s
-    left, scales:
-        (m, 2 n) what came less what was forecast, NaN where nothing came; and the scales, in the sensors' units
-    """
-    n = left.shape[1] // 2
-    for i in range(times.size):
-        row = routine_of(times[i])
-        for j in range(2 * n):
-            if left[i, j] == left[i, j]:  # not NaN
-                practise(routines, row, j, left[i, j], scales[i, j], NEXT_PACE if j < n else HORIZON_PACE)
-
-
-@cached_kernel
-def routines_at(routines: Floats, times: Floats, scales: Floats) -> Floats:
-    """What routines add to many forecasts, (m, 2 n), in the sensors' units, for offline work: see `practise_all`."""
-    usual, n = np.zeros(scales.shape), scales.shape[1] // 2
-    for i in range(times.size):
-        row = routine_of(times[i])
-        for j in range(2 * n):
-            usual[i, j] = routine(routines, row, j, scales[i, j], SMALLEST_ROUTINE if j < n else 0.0)
-    return usual

@@ -16,6 +16,7 @@ from flead.compilation import Floats, Integers, kernel
 from flead.features import BINS, CLOCK_SIZE, HALF_LIVES, Past
 from flead.learner_config import Adoption, Drift, LearnerConfig, Optimiser
 from flead.network import Architecture
+from flead.routines import NEAR, SLOTS
 
 SENSORS, FEATURES, PARAMETERS, MOMENTS, RING, OPTIMISER, DRIFT, EXTRA, SKIP = range(9)
 SCORES, SCRATCH, LAYERS, OWN, COMMON, ANCHOR, RECENT, FIRST_LAYER = range(9, 17)
@@ -25,14 +26,12 @@ the features of each sensor (`OWN` many) and of the shared ones (`COMMON` many).
 WAITING = 24
 """Forecasts that wait for their horizon; where readings come faster, some are not followed up."""
 
-SLOTS = 288
-"""Parts of a day, 5 min each, that a device's routines tell apart, on working days and on free ones."""
-
-NEAR = 9
-"""Half hours of the day about a time that say what the habits add then; the others are too far away to count."""
-
 MOST_RECENT = 64
 """Examples that a device keeps to compare models on, where its rule of adoption asks for it."""
+
+FIRST, COUNT, STEPS, DRIFTS = range(4)
+"""Places in the queue: which forecast waits first, how many wait; and beside them the steps taken since the last drift,
+and how many drifts there were."""
 
 RATE, DECAY, LONGEST, MEMORY, HORIZON, ALARMS_PER_DAY, PROXIMAL = range(7)
 """Places in the settings."""
@@ -53,7 +52,7 @@ class State(NamedTuple):
     features: (F,) after the last reading
     change: (2 n,) what is predicted of the next reading and of the horizon, in the scales of `features`
     waiting: (WAITING, 1 + F + 2 n) forecasts in a ring: when made (s), features, values then, next values
-    queue: (4,) place of the first waiting, how many wait, steps taken since the last drift, drifts
+    queue: (4,) see `FIRST`
     scores: what the scores are made of, see `scoring.views`
     drift: ADWIN's or Page-Hinkley's
     anchor: (P,) the global model that was adopted last, where the network is held near it, else (0,)

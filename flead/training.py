@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from flead import network
 from flead.features import BINS, DAY
 from flead.federation import FedAvg, FedProx, Rule, Scaffold, Updates
-from flead.learning import NEAREST
 from flead.network import ADAM_BETA1, ADAM_BETA2, Architecture, Vector
+from flead.routines import NEAREST
 
 HUBER = 5.0
 """Errors beyond it pull no harder (Huber, 1964)."""

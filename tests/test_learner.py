@@ -23,9 +23,10 @@ from flead.errors import BadConfiguration, BadModel
 from flead.features import PER_SENSOR, SHARED, WARM, step_scale, swing_scale
 from flead.learner import STATE_LIMIT, DeviceLearner, Outcome, Outcomes, check
 from flead.learner_config import Adoption, Drift, LearnerConfig, Optimiser
-from flead.learning import LARGEST_STEP, LARGEST_SWING, practise_all, routines_at
+from flead.learning import LARGEST_STEP, LARGEST_SWING
 from flead.messages import LocalUpdate, cohort_of
 from flead.network import Vector, from_message, layers
+from flead.routines import practise_all, routines_at
 from flead.scoring import KINDS
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
