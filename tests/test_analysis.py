@@ -12,10 +12,11 @@ from hypothesis.extra.numpy import arrays as numpy_arrays
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from flead import evaluation, network, state
+from flead.analysis.comparison import compared
 from flead.analysis.day import DAY_S, day_facts, stuck_runs, without_impossible
 from flead.analysis.judging import SUMS, asked_on, figures, judge
 from flead.analysis.moments import Comoments, Moments
-from flead.analysis.report import DeviceDay, Judged, Model, compared, fold, summary
+from flead.analysis.report import DeviceDay, Judged, Model, fold, summary
 from flead.evaluation import Series
 from flead.learner_config import LearnerConfig
 

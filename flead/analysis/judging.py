@@ -5,6 +5,7 @@ Only the features and scales are the device's own, as on a device that has just 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,3 +129,13 @@ def figures(sums: Vector) -> dict[str, Any]:
         "r2": 1.0 - squares / spread if varies else None,
         "skill": 1.0 - float(np.sqrt(squares / persistence)) if persistence > 0 else None,
     }
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is.
+
+    >>> mean_known([0.5, None, 0.1]), mean_known([None])
+    (0.3, None)
+    """
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from flead.analysis.comparison import compared
 from flead.analysis.day import SLOT_S, SLOTS
-from flead.analysis.judging import COUNT, figures
+from flead.analysis.judging import COUNT, figures, mean_known
 from flead.analysis.moments import Comoments, Vector, arrays, plain
+from flead.analysis.ranking import rank
 from flead.messages import cohort_of
 
 LAYOUT = 1
@@ -25,10 +27,6 @@ MOST_CORRELATED = 200
 """Devices that are compared with each other; of more, those with most readings."""
 MOST_DETAILED = 100
 """Models of which devices and hours are told apart: the newest ones."""
-LARGE_SHIFT = 3.0
-"""Standard deviations that a day may lie from the days before it without being worth a word."""
-TOLD = 0.05
-"""A change since the previous report, as a share, that is worth a line."""
 
 Facts = Mapping[str, Any]
 
@@ -120,7 +118,7 @@ def fold(
         "drift": {device: _drift(own) for device, own in by_device.items()},
         "remarks": list(remarks),
     }
-    report["ranking"] = _ranking(report)
+    report["ranking"] = rank(report)
     report["previous"] = None if previous is None else compared(previous, report)
     return report
 
@@ -290,16 +288,6 @@ def _by_horizon(sums: Vector, sensors: tuple[str, ...], horizons: tuple[str, str
     return {h: {s: figures(sums[i * n + j]) for j, s in enumerate(sensors)} for i, h in enumerate(horizons)}
 
 
-def mean_known(values: Sequence[float | None]) -> float | None:
-    """The mean of what is known; None where nothing is.
-
-    >>> mean_known([0.5, None, 0.1]), mean_known([None])
-    (0.3, None)
-    """
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _drift(own: Sequence[DeviceDay]) -> dict[str, Any]:
     """Each day's mean beside the days before it, in their standard deviations."""
     found = {}
@@ -319,109 +307,6 @@ def _drift(own: Sequence[DeviceDay]) -> dict[str, Any]:
             "shift": plain(shift),
         }
     return found
-
-
-def _ranking(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Devices, most in need of attention first.
-
-    A point is one per cent: of the time silent; of values missing, impossible or stuck (beyond the median device's
-    share for that sensor); of readings with a wrong clock; of error above that of no change. Each standard deviation
-    beyond `LARGE_SHIFT` by which the last day lies from those before counts ten.
-    """
-    quality, newest = report["quality"], _newest(report["evaluation"])
-    usual = _usual_stuck(quality)
-    ranking = []
-    for device, own in quality.items():
-        parts: list[tuple[float, str]] = []
-        silent = 100.0 * (1.0 - own["uptime"])
-        parts.append((silent, f"silent {silent:.0f} % of the time"))
-        wrong_clock = 100.0 * (own["clock"]["future"] + (own["clock"]["out_of_order"] or 0)) / max(own["readings"], 1)
-        parts.append((wrong_clock, f"{wrong_clock:.1f} % of readings out of order or from the future"))
-        for sensor, q in own["sensors"].items():
-            count = report["devices"][device][sensor]["count"]
-            missing, stuck = 100.0 * q["missing"], 100.0 * max(q["stuck"] - usual[sensor], 0.0)
-            outside = 100.0 * (q["out_of_range"] or 0) / max(count, 1)
-            parts.append((missing, f"{missing:.0f} % of {sensor} missing"))
-            parts.append((stuck, f"{sensor} stuck {100.0 * q['stuck']:.0f} % of the time"))
-            parts.append((outside, f"{outside:.1f} % of {sensor} out of range"))
-            drift = report["drift"][device][sensor]
-            shift = drift["shift"][-1]
-            if shift is not None and len(report["days"]) > 1 and drift["days"][-1] == report["days"][-1]:
-                beyond = max(abs(shift) - LARGE_SHIFT, 0.0)
-                parts.append((10.0 * beyond, f"{sensor} {shift:+.1f} sd from the days before"))
-        for horizon, cells in newest.get(own["cohort"], {}).get(device, {}).items():
-            skill = mean_known([cell["skill"] for cell in cells.values()])
-            if skill is not None and skill < 0.0:
-                parts.append((-100.0 * skill, f"forecasts ({horizon}) {-100.0 * skill:.0f} % worse than no change"))
-        reasons = [text for points, text in sorted(parts, key=lambda p: -p[0]) if points >= 0.5]
-        ranking.append({"device": device, "points": round(sum(p for p, _ in parts), 1), "reasons": reasons})
-    return sorted(ranking, key=lambda row: (-row["points"], row["device"]))
-
-
-def _usual_stuck(quality: Mapping[str, Any]) -> dict[str, float]:
-    """The median device's share of stuck values, by sensor: light is dark every night."""
-    shares: dict[str, list[float]] = {}
-    for own in quality.values():
-        for sensor, q in own["sensors"].items():
-            shares.setdefault(sensor, []).append(q["stuck"])
-    return {sensor: float(np.median(each)) for sensor, each in shares.items()}
-
-
-def _newest(evaluation: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures by device of each cohort's newest model."""
-    return {e["cohort"]: e["devices"] for e in sorted(evaluation, key=lambda e: e["version"]) if "devices" in e}
-
-
-def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What has changed since an earlier report of the same source."""
-    changes = [_change("readings", before["readings"], after["readings"])]
-    changes.append(_change("rejected", _sum(before["rejected"]), _sum(after["rejected"]), good=-1))
-    old, new = _skills(before["evaluation"]), _skills(after["evaluation"])
-    for (cohort, horizon), skill in new.items():
-        what = f"skill of the newest global model, {horizon} ({cohort})"
-        changes.append(_change(what, old.get((cohort, horizon)), skill, good=1))
-    for device, own in after["quality"].items():
-        then = before["quality"].get(device)
-        if then is not None:
-            changes.append(_change("uptime", then["uptime"], own["uptime"], device, good=1))
-            for sensor, q in own["sensors"].items():
-                if sensor in then["sensors"]:
-                    for name in ("missing", "stuck"):
-                        was = then["sensors"][sensor][name]
-                        changes.append(_change(f"{name}, {sensor}", was, q[name], device, good=-1))
-    return {
-        "created": before["created"],
-        "changes": [c for c in changes if _worth_telling(c)],
-        "new_devices": sorted(after["quality"].keys() - before["quality"].keys()),
-        "gone_devices": sorted(before["quality"].keys() - after["quality"].keys()),
-    }
-
-
-def _skills(evaluation: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float | None]:
-    """Mean skill of each cohort's newest model, by cohort and horizon."""
-    ordered = sorted(evaluation, key=lambda e: e["version"])
-    return {(e["cohort"], horizon): skill for e in ordered for horizon, skill in e["skill"].items()}
-
-
-def _change(
-    what: str, before: float | None, after: float | None, device: str | None = None, *, good: int = 0
-) -> dict[str, Any]:
-    """One line; `good`: 1 where more is better, -1 where less is, 0 where neither."""
-    better = None
-    if good and before is not None and after is not None and before != after:
-        better = (after > before) == (good > 0)
-    return {"what": what, "before": before, "after": after, "device": device, "better": better}
-
-
-def _worth_telling(change: Mapping[str, Any]) -> bool:
-    before, after = change["before"], change["after"]
-    if before is None or after is None:
-        return before is not after
-    return bool(abs(after - before) > (TOLD if change["device"] is not None else 0.0))
-
-
-def _sum(counts: Mapping[str, int]) -> int:
-    return sum(counts.values())
 
 
 def _iso(time: float) -> str:
