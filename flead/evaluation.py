@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flead import learning, metrics, network, state
 from flead.errors import BadDataset
-from flead.features import BINS
+from flead.features import BINS, DAY
 from flead.learner import DeviceLearner
 from flead.learner_config import Adoption, LearnerConfig
 from flead.learning import LARGEST_STEP, LARGEST_SWING
@@ -33,7 +33,7 @@ usually leave at this time of a working or of a free day. `streamed`: the stream
 learning on. `centralised`: one network on everybody's data."""
 COLD_METHODS = ("persistence", "local", "federated")
 
-DAY, HOUR = 86_400.0, 3_600.0
+HOUR = 3_600.0
 LONGEST_NEXT_S = 300.0
 """A reading that comes later than this is no next reading, s."""
 TOLERANCE = 0.1
@@ -41,6 +41,7 @@ TOLERANCE = 0.1
 LONGEST_SEASON = 7
 """How many days back `seasonal` looks for the same time of day."""
 HEAVIEST = 4.0
+"""Largest weight of an early example of the horizon, whose scale was still smaller than it became."""
 FEWEST = 200
 """Examples that a device needs to be trained."""
 
@@ -199,73 +200,108 @@ def evaluate(
     """
     before = {series.device: series for series in train_days}
     after = {series.device: series for series in test_days if len(series.times)}
-    devices = tuple(name for name in before if name in after)
-    if not devices:
+    names = tuple(name for name in before if name in after)
+    if not names:
         raise BadDataset("no device has readings in both files: give days of the same fleet")
     architecture = state.architecture_of(config, len(sensors))
     rng = np.random.default_rng([config.seed, plan.seed])
     start = network.initial(architecture, rng)
-    pasts, known, tasks, cold_known, cold_tasks = [], [], [], [], []
-    for i, name in enumerate(devices):
-        on_progress("reading the past", i / len(devices))
-        old, new = before[name], after[name]
-        warm = _task(joined(old, new), config)
-        split = len(old.times)
-        pasts.append(_task(old, config))
-        known.append(_examples(pasts[-1]))
-        tasks.append(warm[slice(split, None)])
-        fresh, hour = _task(new, config), new.times < new.times[0] + HOUR
-        cold_known.append(_examples(fresh[hour]))
-        cold_tasks.append(fresh[~hour])
-
-    rounds: list[float] = []
+    devices = []
+    for i, name in enumerate(names):
+        on_progress("reading the past", i / len(names))
+        devices.append(_Device.of(before[name], after[name], config))
+    tasks, rounds = [device.task for device in devices], list[float]()
 
     def after_round(number: int, theta: Vector) -> None:
         on_progress("federating", number / plan.federation.rounds)
         rounds.append(_mean_skill([_errors(theta, architecture, task) for task in tasks], tasks))
 
+    known = [device.known for device in devices]
     theta = federate(start, architecture, known, rng, plan.federation, after_round)
-    everything = Examples.together(known)
-    central = start
+    central = _centralised(start, architecture, Examples.together(known), rng, plan, on_progress)
+    errors: dict[str, list[Vector]] = {method: [] for method in METHODS}
+    cold: dict[str, list[Vector]] = {method: [] for method in COLD_METHODS}
+    for i, device in enumerate(devices):
+        on_progress("fitting devices", i / len(devices))
+        task, times = device.task, device.new.times
+        own, personal = start, np.concatenate((theta, np.zeros(BINS * len(sensors))))
+        routines = np.zeros((2 * SLOTS, 2 * len(sensors)))
+        if len(device.known) >= FEWEST:
+            own = train(
+                start, architecture, device.known, rng, epochs=plan.local_epochs, rate=plan.local_rate, average=0.01,
+                cosine=True,
+            )  # fmt: skip
+            personal = _personalised(personal, architecture, device, rng, plan)
+            left = -_errors(personal, architecture, device.past, device.old.times)
+            practise_all(routines, device.old.times, left, device.past.scales)
+        errors["persistence"].append(-task.changes)
+        errors["seasonal"].append(task.seasonal - task.changes)
+        errors["streamed"].append(_streamed(device.old, device.new, theta, config, sensors) - task.changes)
+        for method, weights in (("local", own), ("federated", theta), ("centralised", central)):
+            errors[method].append(_errors(weights, architecture, task))
+        usual = routines_at(routines, times, task.scales)
+        errors["personalised"].append(_errors(personal, architecture, task, times) + usual)
+        beginner = start
+        if len(device.hour):
+            beginner = train(start, architecture, device.hour, rng, epochs=10, rate=plan.personal_rate, batch=16)
+        cold["persistence"].append(-device.cold.changes)
+        cold["local"].append(_errors(beginner, architecture, device.cold))
+        cold["federated"].append(_errors(theta, architecture, device.cold))
+    on_progress("done", 1.0)
+    return Evaluation(sensors, config.horizon_s, names, errors, cold, rounds, theta, architecture)
+
+
+@dataclass(frozen=True)
+class _Device:
+    """One device's days: what it can be taught, and what is asked of it.
+
+    Attributes
+    ----------
+    old, new: the training days and the test days
+    past, known: what was asked of it on the training days, and what that teaches
+    task: what is asked on the test days, the features warm from the training days
+    hour, cold: what its first hour teaches a device without a past, and what is asked of it from then on
+    """
+
+    old: Series
+    new: Series
+    past: Task
+    known: Examples
+    task: Task
+    hour: Examples
+    cold: Task
+
+    @classmethod
+    def of(cls, old: Series, new: Series, config: LearnerConfig) -> _Device:
+        """Follow a device through its days, with its past and without."""
+        past, both, fresh = _task(old, config), _task(joined(old, new), config), _task(new, config)
+        first = new.times < new.times[0] + HOUR
+        task = both[slice(len(old.times), None)]
+        return cls(old, new, past, _examples(past), task, _examples(fresh[first]), fresh[~first])
+
+
+def _centralised(
+    theta: Vector, architecture: Architecture, everything: Examples, rng: np.random.Generator, plan: Plan,
+    on_progress: Progress,
+) -> Vector:  # fmt: skip
+    """One network on everybody's examples, in steps that grow shorter by the epoch."""
     for epoch in range(plan.central_epochs):
         on_progress("centralised", epoch / plan.central_epochs)
         share = plan.central_epochs - epoch
         rate = plan.local_rate * share / plan.central_epochs
-        central = train(central, architecture, everything, rng, epochs=1, rate=rate, batch=128)
-    errors: dict[str, list[Vector]] = {method: [] for method in METHODS}
-    cold: dict[str, list[Vector]] = {method: [] for method in COLD_METHODS}
-    for i, (name, task) in enumerate(zip(devices, tasks, strict=True)):
-        on_progress("fitting devices", i / len(devices))
-        own, personal = start, np.concatenate((theta, np.zeros(BINS * len(sensors))))
-        routines = np.zeros((2 * SLOTS, 2 * len(sensors)))
-        if len(known[i]) >= FEWEST:
-            own = train(
-                start, architecture, known[i], rng, epochs=plan.local_epochs, rate=plan.local_rate, average=0.01,
-                cosine=True,
-            )  # fmt: skip
-            habits = replace(known[i], personal=times_of_day(before[name].times))
-            personal = train(
-                personal, architecture, habits, rng, epochs=plan.personal_epochs, rate=plan.personal_rate,
-                average=0.005, cosine=True,
-            )  # fmt: skip
-            left = -_errors(personal, architecture, pasts[i], before[name].times)
-            practise_all(routines, before[name].times, left, pasts[i].scales)
-        errors["persistence"].append(-task.changes)
-        errors["seasonal"].append(task.seasonal - task.changes)
-        errors["streamed"].append(_streamed(before[name], after[name], theta, config, sensors) - task.changes)
-        for method, weights in (("local", own), ("federated", theta), ("centralised", central)):
-            errors[method].append(_errors(weights, architecture, task))
-        usual = routines_at(routines, after[name].times, task.scales)
-        errors["personalised"].append(_errors(personal, architecture, task, after[name].times) + usual)
-        hour = cold_known[i]
-        beginner = (
-            train(start, architecture, hour, rng, epochs=10, rate=plan.personal_rate, batch=16) if len(hour) else start
-        )
-        cold["persistence"].append(-cold_tasks[i].changes)
-        cold["local"].append(_errors(beginner, architecture, cold_tasks[i]))
-        cold["federated"].append(_errors(theta, architecture, cold_tasks[i]))
-    on_progress("done", 1.0)
-    return Evaluation(sensors, config.horizon_s, devices, errors, cold, rounds, theta, architecture)
+        theta = train(theta, architecture, everything, rng, epochs=1, rate=rate, batch=128)
+    return theta
+
+
+def _personalised(
+    theta: Vector, architecture: Architecture, device: _Device, rng: np.random.Generator, plan: Plan
+) -> Vector:  # fmt: skip
+    """The global model and the habits behind it, (parameter_count + BINS n,), fine-tuned on a device's own past."""
+    examples = replace(device.known, personal=times_of_day(device.old.times))
+    return train(
+        theta, architecture, examples, rng, epochs=plan.personal_epochs, rate=plan.personal_rate, average=0.005,
+        cosine=True,
+    )  # fmt: skip
 
 
 def joined(old: Series, new: Series) -> Series:

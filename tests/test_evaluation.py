@@ -14,7 +14,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from flead.errors import BadDataset
-from flead.evaluation import COLD_METHODS, DAY, METHODS, Evaluation, Plan, Series, changes_of, evaluate
+from flead.evaluation import COLD_METHODS, METHODS, Evaluation, Plan, Series, changes_of, evaluate
+from flead.features import DAY
 from flead.learner import DeviceLearner
 from flead.learner_config import LearnerConfig
 from flead.network import Vector
