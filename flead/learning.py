@@ -79,6 +79,9 @@ HUBER = 5.0
 LARGEST_ERROR = 8.0
 LONGEST_GAP = 10.0
 """Typical intervals after which the next reading is no longer the next."""
+SET_BACK = 1_800.0
+"""A reading that is older than the newest by more, s, is from a clock that had run ahead and was set back: time goes on
+from there. One that is older by less came late, and is none that time is measured from."""
 LARGEST_VALUE = 1e100
 """What is beyond, infinity too, counts as no value: its square must still be a number."""
 
@@ -88,6 +91,9 @@ def observe(state: State, sizes: Integers, time: float, x: Floats, said: Floats)
     """Compare a reading with what was expected, collect what it teaches, and take it into the past."""
     past, n = state.past, sizes[SENSORS]
     before = past.clock[LAST_TIME]
+    if time < before - SET_BACK:
+        before = past.clock[LAST_TIME] = time
+        state.queue[COUNT] = 0.0  # what was forecast for then will not come
     tick(past.clock, time)
     gap = past.clock[GAP]
     total, known = 0.0, 0

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from flead.errors import BadConfiguration, BadModel
-from flead.features import PER_SENSOR, SHARED, WARM, step_scale, swing_scale
+from flead.features import LAST_TIME, PER_SENSOR, SHARED, WARM, step_scale, swing_scale
 from flead.learner import STATE_LIMIT, DeviceLearner, Outcome, Outcomes, check
 from flead.learner_config import Adoption, Drift, LearnerConfig, Optimiser
 from flead.learning import LARGEST_STEP, LARGEST_SWING
@@ -265,6 +265,22 @@ class TestForecast:
         said = learner_of("a").process_frame(times, table)
         off, change = (said.horizon[:-120] - table[120:])[-4_000:], (table[120:] - table[:-120])[-4_000:]
         assert rmse(off) < 0.5 * rmse(change)
+
+    def test_of_a_device_whose_clock_had_run_ahead_is_as_good_as_before(self) -> None:
+        learner, table, year = learner_of("a", "b"), wave(8_000, period_s=900.0), 365 * 86_400.0
+        learner.process(BEGIN + year, {"a": 20.0, "b": 20.0})
+        said = followed(learner, table)
+        late, ahead = slice(-1_000, None), int(CONFIG.horizon_s / INTERVAL)
+        assert rmse((said.expected - table)[late]) < 0.5 * rmse(np.diff(table, axis=0)[late])
+        off, change = said.horizon[:-ahead] - table[ahead:], table[ahead:] - table[:-ahead]
+        assert rmse(off[late]) < 0.5 * rmse(change[late])
+
+    def test_goes_on_from_a_clock_that_was_set_back_and_not_from_a_reading_that_came_late(self) -> None:
+        learner = learner_of("a", "b")
+        followed(learner, noise(200))
+        for time in (BEGIN, BEGIN - 1_700.0):  # an hour and a half before the newest, then less than half an hour
+            learner.process(time, {"a": 20.0, "b": 20.0})
+            assert learner._state.past.clock[LAST_TIME] == BEGIN
 
     @pytest.mark.parametrize("shift", [-100.0, 1.0, 500.0])
     def test_does_not_depend_on_the_level_that_is_normal_for_the_device(self, shift: float) -> None:
