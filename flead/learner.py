@@ -110,8 +110,8 @@ class DeviceLearner:
     """
 
     __slots__ = (
-        "_absent", "_buffer", "_calls", "_detectors", "_forecaster", "_given", "_loss", "_n_judged", "_n_kept",
-        "_said", "_sizes", "_state", "_taken_version", "architecture", "base_version", "cohort", "config",
+        "_absent", "_begun", "_buffer", "_calls", "_detectors", "_forecaster", "_given", "_loss", "_n_judged",
+        "_n_kept", "_said", "_sizes", "_state", "_taken_version", "architecture", "base_version", "cohort", "config",
         "samples_seen", "sensors", "since_update", "theta",
     )  # fmt: skip
 
@@ -138,6 +138,7 @@ class DeviceLearner:
         self._bind()
         self._absent = [0] * n
         self.samples_seen = self.since_update = self.base_version = self._taken_version = 0
+        self._begun = 0  # readings that the device had seen when this model began
         self._judge_anew()
 
     def _anchor(self, theta: Vector) -> None:
@@ -285,8 +286,15 @@ class DeviceLearner:
             (m,), s, in order
         values:
             (m, n), NaN where there is none
+
+        Raises
+        ------
+        ValueError
+            if there is not a time for every row and a column for every sensor
         """
-        m, n = values.shape
+        m, n = len(times), len(self.sensors)
+        if values.shape != (m, n):
+            raise ValueError(f"{m} times and {n} sensors need values ({m}, {n}), these are {values.shape}")
         given = np.column_stack((times, values)).astype(np.float64, copy=False)
         said = np.zeros((m, SAID + 4 * n))
         if len(self._calls) == 1:
@@ -364,13 +372,13 @@ class DeviceLearner:
                 new[..., there] = old[..., here]
         for i, j in zip(here, there, strict=True):
             successor._absent[j] = self._absent[i]
-        successor.samples_seen = self.samples_seen
+        successor.samples_seen = successor._begun = self.samples_seen
         return successor
 
     def adopt(self, theta: Vector, version: int) -> bool:
         """Take a global model of this cohort, by the configured rule (`Adoption`).
 
-        A device that has learned from fewer than `update_every` readings has nothing of its own yet and takes it whole.
+        A model that has learned from fewer than `update_every` readings is nobody's own yet: it is replaced whole.
         Where a rule cannot be followed the device mixes: `last_layer` with a model of a single layer, `better` with a
         plug-in or before there are `FEWEST` examples to compare on. A model that was weighed and left is the base
         version all the same: what the device says of its errors from here on tells what this version did to it.
@@ -418,7 +426,7 @@ class DeviceLearner:
     def _made_of(self, theta: Vector) -> Vector | None:
         """What the rule makes of a global model, (parameter_count,); None where the device keeps its own."""
         rule, own = self.config.adoption, self.theta
-        if rule is Adoption.REPLACE or self.samples_seen < self.config.update_every:
+        if rule is Adoption.REPLACE or self.samples_seen - self._begun < self.config.update_every:
             return theta
         n_in, n_out = self.architecture.shapes[-1]
         last = (n_in + 1) * n_out
@@ -479,7 +487,7 @@ class DeviceLearner:
         plugins = [part.to_bytes() for part in self._plugins()]
         counters = [
             self.samples_seen, self.since_update, self.base_version, self._taken_version, self._state.anchor.size,
-            self._loss, self._n_judged,
+            self._loss, self._n_judged, self._begun,
         ]  # fmt: skip
         lengths = list(map(len, plugins))
         header = orjson.dumps([_fingerprint(self.config), self.sensors, *counters, self._absent, lengths])
@@ -511,11 +519,12 @@ class DeviceLearner:
             )
             if fingerprint != _fingerprint(config):
                 learner = cls(tuple(sensors), config)
-                learner.samples_seen = samples_seen
+                learner.samples_seen = learner._begun = samples_seen
                 return learner
             learner = cls.__new__(cls)
             learner._attach(tuple(sensors), config)
-            taken_version, n_anchor, loss, n_judged = rest or (base_version, 0, 0.0, 0)  # older states have none
+            older = [base_version, 0, 0.0, 0, 0]  # for what was not kept yet when the state was written
+            taken_version, n_anchor, loss, n_judged, begun = rest + older[len(rest) :]
             learner._restore(np.frombuffer(raw, dtype="<f8", offset=at + sum(lengths)), n_anchor)
         except (ValueError, TypeError, struct.error) as error:
             raise BadModel(f"a device's state is damaged: {error}") from None
@@ -531,6 +540,7 @@ class DeviceLearner:
         ]
         learner.samples_seen, learner.since_update, learner.base_version = samples_seen, since_update, base_version
         learner._taken_version, learner._loss, learner._n_judged = taken_version, loss, n_judged
+        learner._begun = begun
         learner._absent = absent
         return learner
 

@@ -172,6 +172,14 @@ class TestAFrame:
         followed(other, np.asfortranarray(np.repeat(table, 2, axis=0))[::2])
         assert one.to_bytes() == other.to_bytes()
 
+    @pytest.mark.parametrize("shape", [(10, 1), (10, 3), (9, 2), (11, 2), (20,)])
+    def test_of_another_shape_is_refused(self, shape: tuple[int, ...]) -> None:
+        learner = learner_of("a", "b")
+        before = learner.to_bytes()
+        with pytest.raises(ValueError, match=r"10 times and 2 sensors need values \(10, 2\)"):
+            learner.process_frame(BEGIN + INTERVAL * np.arange(10), np.zeros(shape))
+        assert learner.to_bytes() == before
+
     @pytest.mark.parametrize("kind", [np.int64, np.int32, np.float32])
     def test_may_hold_numbers_of_any_kind(self, kind: Any) -> None:
         learner = learner_of("a")
@@ -369,7 +377,7 @@ class TestState:
         config = LearnerConfig.model_validate(changes)
         changed, fresh = DeviceLearner.from_bytes(learner.to_bytes(), config), learner_of("a", "b", config=config)
         assert (changed.samples_seen, changed.since_update, changed.base_version) == (150, 0, 0)
-        fresh.samples_seen = 150
+        fresh.samples_seen = fresh._begun = 150
         assert changed.to_bytes() == fresh.to_bytes()
 
     @pytest.mark.parametrize(
@@ -389,7 +397,7 @@ class TestState:
         followed(learner, noise(150))
         config = LearnerConfig.model_validate(after)
         changed, fresh = DeviceLearner.from_bytes(learner.to_bytes(), config), learner_of("a", "b", config=config)
-        fresh.samples_seen = 150
+        fresh.samples_seen = fresh._begun = 150
         assert changed.to_bytes() == fresh.to_bytes()
 
     def test_goes_on_where_only_its_settings_changed(self) -> None:
@@ -401,19 +409,20 @@ class TestState:
         followed(learner, noise(5))
         assert not np.array_equal(changed.theta, learner.theta)
 
-    def test_of_before_errors_were_counted_is_read(self) -> None:
+    @pytest.mark.parametrize("lacking", [slice(5, 10), slice(9, 10)], ids=["errors", "where its model began"])
+    def test_of_before_something_was_counted_is_read(self, lacking: slice) -> None:
         learner = learner_of("a", "b")
         followed(learner, noise(100))
         version, length = struct.unpack_from("<II", raw := learner.to_bytes())
         header = orjson.loads(raw[8 : 8 + length])
-        del header[5:9]
+        del header[lacking]
         older = orjson.dumps(header)
         again = DeviceLearner.from_bytes(struct.pack("<II", version, len(older)) + older + raw[8 + length :], CONFIG)
         assert_array_equal(again._buffer[: again._n_kept], learner._buffer[: again._n_kept])
-        assert (again.samples_seen, again._absent) == (100, [0, 0])
+        assert (again.samples_seen, again._begun, again._absent) == (100, 0, [0, 0])
         update = again.take_update("m", when(0))
         assert update is not None
-        assert "loss" not in update["metadata"]
+        assert ("loss" in update["metadata"]) == (lacking.start > 8)
 
     @pytest.mark.parametrize("before", [{}, {"proximal": 1.0}, {"adoption": "better"}])
     @pytest.mark.parametrize("after", [{}, {"proximal": 1.0}, {"adoption": "better"}])
@@ -676,6 +685,20 @@ class TestAdoption:
         theta = learner.theta + 1.0
         assert learner.adopt(theta, 1)
         assert_array_equal(learner.theta, theta)
+
+    @pytest.mark.parametrize("rule", Adoption)
+    def test_a_model_that_began_anew_on_an_old_device_is_replaced_whole(self, rule: Adoption) -> None:
+        config, other = LearnerConfig(adoption=rule), LearnerConfig(adoption=rule, hidden_sizes=(4,))
+        learner = learner_of("a", "b", config=config)
+        followed(learner, noise(300))
+        for successor in (
+            learner.fitted({"a": 1.0, "b": 1.0, "c": 1.0}, 64),
+            DeviceLearner.from_bytes(learner.to_bytes(), other),
+        ):
+            again = DeviceLearner.from_bytes(successor.to_bytes(), successor.config)
+            theta = again.theta + 1.0
+            assert again.adopt(theta, 1)
+            assert_array_equal(again.theta, theta)
 
     def test_a_stale_version_changes_nothing(self) -> None:
         learner = self.experienced()
