@@ -10,11 +10,15 @@ and a job shipped to a cluster finds what an earlier one compiled.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, cached_property
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -162,16 +166,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FLEAD_CACHE") or Path(caches) / "flead")
 
 
+@cache
+def _folder() -> Path:
+    """Where this process keeps machine code: under the hash of the sources, in the cache folder if that can be written.
+
+    Else in a folder of its own, with what the cache folder holds. Numba's own places would keep it longer, but know a
+    kernel by its own file alone: what it calls may have changed.
+    """
+    shared = cache_folder() / _sources()
+    with suppress(OSError):
+        shared.mkdir(parents=True, exist_ok=True)
+    if os.access(shared, os.W_OK):
+        return shared
+    own = Path(tempfile.mkdtemp(prefix="flead-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    if shared.is_dir():
+        for kept in shared.iterdir():
+            shutil.copyfile(kept, own / kept.name)  # without its mode: here it may be written
+    return own
+
+
 class Locator(_CacheLocator):
     """Tells Numba to keep our machine code under the hash of our sources."""
 
     def __init__(self, py_func: Any) -> None:
         self._line = py_func.__code__.co_firstlineno
-        self._path = str(cache_folder() / _sources())
 
     def get_cache_path(self) -> str:
         """The folder."""
-        return self._path
+        return str(_folder())
 
     def get_source_stamp(self) -> str:
         """What has to be the same for kept code to be used."""
@@ -186,12 +209,7 @@ class Locator(_CacheLocator):
         """A locator for our own functions, None for others."""
         if not str(py_func.__module__).startswith("flead."):
             return None
-        locator = cls(py_func)
-        try:
-            Path(locator.get_cache_path()).mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return None  # Numba then tries its own places
-        return locator
+        return cls(py_func)
 
 
 _config: Any = numba.config

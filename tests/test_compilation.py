@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -91,6 +92,14 @@ class TestWhatIsKept:
             said.append(float(run.stdout))
         assert said == [2.0, 3.0]
 
+    @pytest.fixture
+    def anew(self) -> Iterator[None]:
+        """The folder is looked for once a process."""
+        compilation._folder.cache_clear()
+        yield
+        compilation._folder.cache_clear()
+
+    @pytest.mark.usefixtures("anew")
     def test_lies_where_it_is_told_to(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FLEAD_CACHE", str(tmp_path / "here"))
         locator = Locator.from_function(learning._run, learning.__file__)
@@ -101,12 +110,32 @@ class TestWhatIsKept:
     def test_is_only_ours(self) -> None:
         assert Locator.from_function(shutil.copy, shutil.__file__) is None
 
-    def test_falls_back_to_numbas_places_where_nothing_can_be_written(
+    @pytest.mark.usefixtures("anew")
+    def test_is_this_process_own_where_the_cache_cannot_be_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "file").touch()
         monkeypatch.setenv("FLEAD_CACHE", str(tmp_path / "file"))
-        assert Locator.from_function(learning._run, learning.__file__) is None
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        locator = Locator.from_function(learning._run, learning.__file__)
+        assert locator is not None
+        folder = Path(locator.get_cache_path())
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o077 == 0
+        assert locator.get_cache_path() == str(folder)
+
+    @pytest.mark.usefixtures("anew")
+    def test_is_taken_from_a_cache_that_can_only_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FLEAD_CACHE", str(tmp_path / "shared"))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        (shared := compilation._folder() / "kernel.nbc").write_text("machine code")
+        compilation._folder.cache_clear()
+        shared.chmod(0o400)
+        shared.parent.chmod(0o500)
+        monkeypatch.setattr("os.access", lambda path, mode: False)  # the superuser may write everywhere
+        own = compilation._folder() / "kernel.nbc"
+        assert own.read_text() == "machine code"
+        assert (own.stat().st_mode & 0o200, own.parent.stat().st_mode & 0o777) == (0o200, 0o700)
 
 
 def arrays() -> tuple[compilation.Integers, Floats, Floats, Floats]:
