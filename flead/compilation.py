@@ -166,6 +166,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FLEAD_CACHE") or Path(caches) / "flead")
 
 
+def forget_stale(keep: int = 5) -> None:
+    """Delete what was compiled from older sources, but for the newest few; set-up calls it."""
+    folders = [folder for folder in cache_folder().glob("*") if folder.is_dir()]
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)[keep:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @cache
 def _folder() -> Path:
     """Where this process keeps machine code: under the hash of the sources, in the cache folder if that can be written.

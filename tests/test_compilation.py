@@ -185,3 +185,13 @@ class TestAnEntryPoint:
         point = compilation.EntryPoint(_no_python)
         with pytest.raises(Exception, match="raise_"):
             point.bind(*arrays())
+
+
+def test_of_what_older_sources_left_the_newest_few_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`orchestration/setup/prepare.sh` calls it: without it every version would leave some megabytes."""
+    monkeypatch.setenv("FLEAD_CACHE", str(tmp_path))
+    for age in range(7):
+        (tmp_path / f"of {age} s ago").mkdir()
+        os.utime(tmp_path / f"of {age} s ago", (1_000 - age, 1_000 - age))
+    compilation.forget_stale(keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"of 0 s ago", "of 1 s ago"}

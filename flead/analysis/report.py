@@ -296,7 +296,7 @@ def _drift(own: Sequence[DeviceDay]) -> dict[str, Any]:
         shift = np.full(len(column), np.nan)
         for i in range(1, len(column)):
             _, mean, sd = _together(m["count"][:i], m["mean"][:i], m["m2"][:i])
-            if sd > 0:
+            if sd > 1e-9 * abs(mean):  # a constant's is what rounding leaves
                 shift[i] = (m["mean"][i] - mean) / sd
         with np.errstate(divide="ignore", invalid="ignore"):
             sd_each = np.sqrt(np.where(m["count"] > 1, m["m2"] / (m["count"] - 1), np.nan))

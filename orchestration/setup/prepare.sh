@@ -78,6 +78,7 @@ SCRIPT
 compile_kernels() { # now, so that no first reading waits for it
   local print; print="$(find "$ROOT/flead" -name '*.py' -print0 | sort -z | xargs -0 cat | sha256sum | cut -d' ' -f1)"
   if [ "$(cat "$VENV/.flead-kernels" 2>/dev/null)" != "$print" ]; then
+    say "compiling the learner, once"
     (cd "$ROOT" && "$VENV/bin/python" -c 'from flead.compilation import forget_stale
 from flead.learning import RUN
 
