@@ -51,7 +51,7 @@ def produce(
     from kafka.client import ReadingProducer
     from kafka.offsets import Offsets
     from kafka.topics import READINGS
-    from orchestration.producing import Progress, load_progress, open_source, saver, send
+    from orchestration.producing import SIMULATED, Progress, load_progress, open_source, saver, send
 
     settings = settings_for(None)
     source = find_data(data, settings)
@@ -69,7 +69,10 @@ def produce(
         pace = Pace(rate=0.0 if speed else rate, speed=speed, sleep=stopping.wait)
         with ReadingProducer(settings.kafka.servers) as producer:
             records = open_source(source, loop=loop, devices=devices, on_progress=advance)
-            done = send(records, producer, pace, earlier, save=save, for_s=for_s, stopping=stopping.is_set)
+            done = send(
+                records, producer, pace, earlier, save=save, for_s=for_s, stopping=stopping.is_set,
+                in_time=loop or source == SIMULATED,
+            )  # fmt: skip
     say(f"{done.sent:,} readings sent, {done.delivered:,} delivered, {done.rejected:,} rows to the dead letters")
 
 

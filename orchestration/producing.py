@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from flead.errors import BadDataset, Unavailable
 from flead.messages import DeadLetter, Reading, Source
 from kafka.client import ReadingProducer
 from orchestration.files import write_atomically
+
+LOG = logging.getLogger(__name__)
 
 SIMULATED = "simulated"
 SEED = 7
@@ -81,10 +84,22 @@ def send(
     save: Callable[[Progress], None],
     for_s: float | None,
     stopping: Callable[[], bool],
+    in_time: bool = False,
 ) -> Progress:
     """Send records until they end, `for_s` seconds have passed since the first, or `stopping`.
 
-    A rejected row goes to the dead letters. Raises `Unavailable` where readings could not be delivered at the end.
+    A rejected row goes to the dead letters.
+
+    Parameters
+    ----------
+    in_time:
+        a replay that has come to the present goes on with it: each reading is held back until its time has come, for
+        one from the future would be refused
+
+    Raises
+    ------
+    Unavailable
+        where readings could not be delivered at the end
     """
     failed_before = progress.failed
     saved = begun = time.monotonic()
@@ -100,17 +115,31 @@ def send(
         progress.last_error = delivery.last_error
         return waiting
 
-    for record in pace.over(itertools.islice(records, progress.position, None)):
-        now = time.monotonic()
-        if stopping() or (for_s is not None and progress.first_sent_ms is not None and now - begun >= for_s):
-            break
-        _send_one(record, producer, progress)
-        if progress.first_sent_ms is None and progress.sent:
-            progress.first_sent_ms, begun = _now_ms(), now
-        if now - saved >= SAVE_EVERY_S:
+    def save_now_and_then() -> None:
+        nonlocal saved
+        if time.monotonic() - saved >= SAVE_EVERY_S:
             if settle(5.0) == 0:
                 save(progress)
             saved = time.monotonic()
+
+    def is_over() -> bool:
+        began = for_s is not None and progress.first_sent_ms is not None
+        return stopping() or (began and for_s is not None and time.monotonic() - begun >= for_s)
+
+    held = False
+    for record in pace.over(itertools.islice(records, progress.position, None)):
+        while in_time and (ahead := _ahead_s(record)) > 0 and not is_over():
+            if not held:
+                LOG.warning("the replay has come to the present: the next reading is sent in %.0f s", ahead)
+            held = True
+            pace.sleep(min(ahead, SAVE_EVERY_S))
+            save_now_and_then()
+        if is_over():
+            break
+        _send_one(record, producer, progress)
+        if progress.first_sent_ms is None and progress.sent:
+            progress.first_sent_ms, begun = _now_ms(), time.monotonic()
+        save_now_and_then()
     progress.last_sent_ms = _now_ms()
     undelivered = settle(30.0)
     progress.finished = not undelivered and not progress.failed
@@ -132,6 +161,11 @@ def _send_one(record: Record, producer: ReadingProducer, progress: Progress) -> 
     source = Source(progress.source, 0, record.number)
     producer.send_dead_letter(DeadLetter(record.reason, record.detail, source, record.line, datetime.now(UTC)))
     progress.rejected += 1
+
+
+def _ahead_s(record: Record) -> float:
+    """How far a reading is ahead of the present, s; a row that is none is not."""
+    return record.timestamp.timestamp() - time.time() if isinstance(record, Reading) else 0.0
 
 
 def _now_ms() -> int:

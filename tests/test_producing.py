@@ -106,6 +106,7 @@ def sent(
     rate: float = 10.0,
     for_s: float | None = None,
     stops_after: int | None = None,
+    in_time: bool = False,
 ) -> Progress:
     """Send a stream at a rate; `kept` gets what is saved on the way."""
     saved: list[Progress] = [] if kept is None else kept
@@ -117,7 +118,33 @@ def sent(
         save=lambda progress: saved.append(replace(progress)),
         for_s=for_s,
         stopping=lambda: stops_after is not None and len(recorder.readings) >= stops_after,
+        in_time=in_time,
     )
+
+
+class TestAReplayThatHasComeToThePresent:
+    def test_goes_on_with_it(self, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+        recorder, kept = Recorder(), list[Progress]()
+        clock.now = START.timestamp() + 2.5
+        sent(records(8), recorder, clock, kept=kept, rate=0.0, in_time=True)
+        assert recorder.readings == records(8)
+        assert clock.now == pytest.approx(START.timestamp() + 7)
+        assert {progress.delivered for progress in kept} >= {3, 4, 5, 6, 7, 8}  # what waits for nothing is kept
+        assert caplog.text.count("has come to the present") == 1
+
+    def test_ends_when_it_is_told_to_all_the_same(self, clock: Clock) -> None:
+        recorder = Recorder()
+        clock.now = START.timestamp() + 2.5
+        done = sent(records(1000), recorder, clock, rate=0.0, for_s=60.0, in_time=True)
+        assert done.last_sent_ms is not None
+        assert clock.now == pytest.approx(START.timestamp() + 62.5, abs=1.0)
+
+    def test_is_not_held_back_where_it_is_sent_once(self, clock: Clock) -> None:
+        recorder = Recorder()
+        began = clock.now
+        sent(records(8), recorder, clock, rate=0.0)
+        assert recorder.readings == records(8)
+        assert clock.now == began
 
 
 class TestSending:
