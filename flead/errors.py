@@ -53,6 +53,7 @@ class Reason(StrEnum):
     BAD_UPDATE = "bad_update"
     BAD_MODEL = "bad_model"
     FORGED = "forged"
+    LEARNER_FAILED = "learner_failed"
 
 
 class FleadError(Exception):

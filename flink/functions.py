@@ -13,7 +13,7 @@ from pyflink.datastream import KeyedBroadcastProcessFunction, OutputTag, Process
 from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 
 from flead import network
-from flead.errors import BadInput, BadModel, BadReading
+from flead.errors import BadInput, BadModel, BadReading, Reason
 from flead.learner import DeviceLearner
 from flead.messages import DeadLetter, GlobalModel, Source, Stage, canary_key, parse_reading
 from flead.rollout import is_canary
@@ -76,15 +76,28 @@ class Learn(KeyedBroadcastProcessFunction):  # type: ignore[misc]
         self._models: dict[str, Offer | None] = {}
 
     def process_element(self, value: Row, ctx: KeyedBroadcastProcessFunction.ReadOnlyContext) -> Iterator[Any]:
-        """Take one reading: yield its prediction, and what follows from it."""
+        """Take one reading: yield its prediction, and what follows from it.
+
+        Where the learner fails, which a plug-in's forecaster or detector may, the reading goes to the dead letters and
+        leaves no trace: an exception would restart the job, and meet the same reading again.
+        """
         device, rest = value
         timestamp, time, sensors, partition, offset, produced_ms = orjson.loads(rest)
-        learner = self._learner(device, sensors)
-        self._follow(learner, device, ctx)
-        outcome = learner.process(time, sensors)
-        update = learner.take_update(device, timestamp)
-        self._state.update(learner.to_bytes())
         key = device.encode()
+        try:
+            learner = self._learner(device, sensors)
+            self._follow(learner, device, ctx)
+            outcome = learner.process(time, sensors)
+            update = learner.take_update(device, timestamp)
+            state = learner.to_bytes()
+        except Exception as error:
+            self._learners.pop(device, None)  # it may have stopped half-way; the state is of the reading before
+            what = " ".join(f"the model of {device}: {type(error).__name__}: {error}".split())[:500]
+            source = Source(self._config.topics.readings, partition, offset)
+            failed = BadReading(Reason.LEARNER_FAILED, what)
+            yield DEAD_LETTERS, Row(key, _dead_letter(failed, source, bytes(rest), datetime.now(UTC)))
+            return
+        self._state.update(state)
         said = {
             "device_id": device,
             "timestamp": timestamp,

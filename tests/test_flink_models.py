@@ -155,3 +155,22 @@ def test_what_no_trusted_server_signed_goes_to_the_dead_letters() -> None:
         job.publish(bad)
     assert {letter["reason"] for letter in job.dead} == {"forged"}
     assert job.version_of(OTHER) == (1, 0.25)
+
+
+def test_a_reading_at_which_a_model_fails_is_a_dead_letter_and_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch, job: Job
+) -> None:
+    job.version_of(OTHER)
+    before = job.states[OTHER].value()
+    with monkeypatch.context() as broken:
+        broken.setattr(DeviceLearner, "take_update", lambda *_: 1 / 0)
+        reading = orjson.dumps(["2024-01-01T00:01:00Z", 1_704_067_260.0, {"t": 3.5}, 2, 7, 0])
+        ((tag, row),) = job.operators[OTHER].process_element(Row(OTHER, reading), job.broadcast)
+    assert tag is DEAD_LETTERS
+    letter = orjson.loads(row[1])
+    assert (letter["reason"], letter["source"]["offset"]) == ("learner_failed", 7)
+    assert letter["detail"] == f"the model of {OTHER}: ZeroDivisionError: division by zero"
+    assert job.states[OTHER].value() == before
+    assert DeviceLearner.from_bytes(before, LEARNER).samples_seen == 1
+    job.version_of(OTHER)
+    assert DeviceLearner.from_bytes(job.states[OTHER].value(), LEARNER).samples_seen == 2

@@ -32,6 +32,7 @@ REASONS: Mapping[str, str] = {
     Reason.BAD_UPDATE: "a model update that breaks the contract",
     Reason.BAD_MODEL: "weights that do not fit their architecture",
     Reason.FORGED: "a global model that no trusted server signed",
+    Reason.LEARNER_FAILED: "the device's model raised an error",
 }
 """What each code of a rejected reading means."""
 
