@@ -30,11 +30,12 @@ from config.settings import PROJECT
 from flead import network
 from flead.errors import BadReading
 from flead.export import LiteModel
-from flead.messages import ReadingLimits, WeightsMessage, parse_reading
+from flead.messages import ReadingLimits, parse_reading
 from flead.scoring import KINDS
 from kafka.client import make_consumer, make_producer
 from kafka.offsets import Offsets
 from kafka.topics import DEAD_LETTERS, GLOBAL_MODEL, LOCAL_UPDATES, PREDICTIONS, READINGS
+from storage.weights import unpacked
 from tests.fixtures_run import LiveRun, flead, left_over, run_environment, start
 from tests.fixtures_storage import wait_until
 
@@ -74,7 +75,7 @@ def stored_model(run: LiveRun, device: str, samples_seen: int) -> tuple[network.
         stored = client["flead"]["local_models"].find_one({"device_id": device, "samples_seen": samples_seen})
     assert stored is not None
     assert stored["sensors"] == stored["cohort"].split("+")
-    return network.from_message(WeightsMessage.model_validate(stored["weights"]))
+    return unpacked(stored["weights"])
 
 
 class TestWhatFlows:

@@ -117,6 +117,7 @@ def signals() -> Iterator[None]:
 class TestATerminalThatIsClosed:
     def test_stops_a_run(self, tmp_path: Path) -> None:
         closed = run(tmp_path)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
         closed._listen_to_signals()
         os.kill(os.getpid(), signal.SIGHUP)
         assert closed._stopping.wait(10.0)
