@@ -92,6 +92,10 @@ def following(mart: Mart, database: Database[Document], **more: Any) -> Iterator
     try:
         wait_until(lambda: bool(raised) or _is_copied(mart))
         yield
+    except AssertionError as error:
+        if raised:  # that is why
+            raise raised[0] from error
+        raise
     finally:
         told.set()
         thread.join(20.0)
