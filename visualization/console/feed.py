@@ -65,7 +65,8 @@ class Feed(threading.Thread):
             try:
                 self._read()
             except Unavailable as error:
-                LOG.info("the console waits: %s", error)
+                if str(error) != self.problem:
+                    LOG.info("the console waits: %s", error)
                 self.problem = str(error)
             except Exception as error:
                 LOG.exception("the console's feed starts over")
