@@ -123,7 +123,9 @@ class TestWhatFlows:
         uri = f"mongodb://127.0.0.1:{live_run.port('MONGODB__PORT')}/?directConnection=true"
         with MongoClient[dict[str, Any]](uri, tz_aware=True) as client:
             database = client["flead"]
-            one = database["device_data"].find_one({"device_id": "sim-1"})
+            ours = {"device_id": "sim-1"}  # its partition may be stored after others
+            wait_until(lambda: database["device_data"].find_one(ours) is not None, 90.0)
+            one = database["device_data"].find_one(ours)
             assert one is not None
             assert one["_id"] == f"sim-1@{one['timestamp'].isoformat()}" or one["timestamp"].microsecond % 1_000 == 0
             wait_until(lambda: database["predictions"].count_documents({}) > 3_000, 90.0)
