@@ -247,7 +247,9 @@ def kept_in_memory(page: Page, module: str, name: str) -> int:
     of = tools.send("Runtime.evaluate", asked)["result"]["objectId"]
     found = tools.send("Runtime.queryObjects", {"prototypeObjectId": of})["objects"]["objectId"]
     length = {"objectId": found, "functionDeclaration": "function() { return this.length; }"}
-    return int(tools.send("Runtime.callFunctionOn", length)["result"]["value"])
+    count = int(tools.send("Runtime.callFunctionOn", length)["result"]["value"])
+    tools.detach()  # what was found is held until then
+    return count
 
 
 def test_the_map(console: str, open_page: OpenPage, send: Any) -> None:
