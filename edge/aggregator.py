@@ -22,7 +22,6 @@ from typing import Any
 
 import httpx
 import msgpack
-import numpy as np
 import orjson
 import uvicorn
 from fastapi import FastAPI, Request
@@ -111,12 +110,11 @@ class Aggregator:
         BadUpdate, BadModel
             where it could not enter a round
         """
-        part = Part.from_update(read_message(update))
-        with np.errstate(over="ignore"):  # an infinite norm is refused as well
-            norm = float(np.sqrt(part.theta @ part.theta))
+        read = read_message(update)
+        norm = read.norm
         if not norm <= self._max_norm:
             raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {self._max_norm:g}")
-        return self.buffer.accept(part, now)
+        return self.buffer.accept(Part.from_update(read), now)
 
     def flush(self, now: datetime) -> int:
         """Sum up what waits and send what is not sent; returns how many messages the upstream took.

@@ -58,6 +58,12 @@ class ReadUpdate:
     loss: float | None = None
     control: Vector | None = None
 
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm of all parameters; infinite where they are too large for one."""
+        with np.errstate(over="ignore"):
+            return float(np.sqrt(self.theta @ self.theta))
+
 
 def parse_update(raw: bytes) -> ReadUpdate:
     """Read a record of `flead.local-updates`.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import numpy as np
-
 from flead.errors import BadUpdate, Reason
 from flead.updates import ReadUpdate
 from storage.rounds import Update
@@ -31,11 +29,9 @@ def check_update(read: ReadUpdate, now: datetime, max_norm: Callable[[str], floa
     BadUpdate
         where it is too large
     """
-    theta = read.theta
-    if theta.size > MAX_PARAMETERS:
-        raise BadUpdate(f"the model has {theta.size} parameters, the limit is {MAX_PARAMETERS}", Reason.TOO_LARGE)
-    with np.errstate(over="ignore"):  # an infinite norm is refused as well
-        norm = float(np.sqrt(theta @ theta))
+    if read.theta.size > MAX_PARAMETERS:
+        raise BadUpdate(f"the model has {read.theta.size} parameters, the limit is {MAX_PARAMETERS}", Reason.TOO_LARGE)
+    norm = read.norm
     if not norm <= (limit := max_norm(read.cohort)):
         raise BadUpdate(f"the parameters' norm is {norm:.6g}, the limit is {limit:g}", Reason.OUT_OF_RANGE)
     said = {name: getattr(read, name) for name in ReadUpdate.__slots__}

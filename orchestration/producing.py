@@ -123,8 +123,9 @@ def send(
             saved = time.monotonic()
 
     def is_over() -> bool:
-        began = for_s is not None and progress.first_sent_ms is not None
-        return stopping() or (began and for_s is not None and time.monotonic() - begun >= for_s)
+        if stopping():
+            return True
+        return for_s is not None and progress.first_sent_ms is not None and time.monotonic() - begun >= for_s
 
     held = False
     for record in pace.over(itertools.islice(records, progress.position, None)):
