@@ -154,14 +154,13 @@ class RoundRepository:
     def pending(self, cohort: str | None = None) -> list[Update]:
         """Read the updates that no round has used, of one cohort or all, in the order they came."""
         with translated():
-            query = self._waiting(self._updates.distinct("cohort") if cohort is None else [cohort])
-            return [_from_document(found) for found in self._updates.find(query).sort({"round": 1, "received_at": 1})]
-
-    def _waiting(self, cohorts: Iterable[str]) -> Document:
-        """What finds the pending updates of cohorts."""
-        newest = newest_rounds(self._rounds)
-        waiting = [{"cohort": name, "round": {"$gt": newest.get(name, _DISCARDED)}} for name in cohorts]
-        return {"$or": waiting} if waiting else {"cohort": {"$in": []}}
+            newest = newest_rounds(self._rounds)
+            names = self._updates.distinct("cohort") if cohort is None else [cohort]
+            waiting = [{"cohort": name, "round": {"$gt": newest.get(name, _DISCARDED)}} for name in names]
+            if not waiting:
+                return []
+            found = self._updates.find({"$or": waiting}).sort({"round": 1, "received_at": 1})
+            return [_from_document(one) for one in found]
 
     def newest_of(self, device_id: str) -> Update | None:
         """Read the newest update of a device, pending or used; None where there is none."""
@@ -373,16 +372,6 @@ class RoundRepository:
                 names, sums = found.pop("_id"), found
                 by_cohort.setdefault(names["cohort"], []).append(Contribution(names["device_id"], **sums))
         return by_cohort
-
-    def counts(self) -> dict[str, int]:
-        """Count stored updates, pending ones and rounds."""
-        with translated():
-            waiting = self._waiting(self._updates.distinct("cohort"))
-            return {
-                "local_models": self._updates.estimated_document_count(),
-                "pending": self._updates.count_documents(waiting),
-                "global_model": self._rounds.estimated_document_count(),
-            }
 
 
 def _to_document(update: Update, next_round: int) -> Document:
