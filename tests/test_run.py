@@ -114,7 +114,10 @@ class TestWhatFlows:
         assert all(10 <= r["num_devices"] == len(set(r["device_ids"])) for r in history["aggregation_history"])
         models = [model for _, model in read(live_run.servers, GLOBAL_MODEL)]
         versions = [model["version"] for model in models]
-        assert versions == sorted(set(versions))
+        assert versions == sorted(versions)
+        assert set(range(1, max(versions) + 1)) == set(versions)
+        said = [(model["version"], model["stage"]) for model in models]
+        assert len(said) == len(set(said)), "a version is published once as a canary and once as the stable one"
         adopted = {u["metadata"]["base_version"] for _, u in read(live_run.servers, LOCAL_UPDATES)}
         assert max(adopted) >= 1
 
