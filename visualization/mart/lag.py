@@ -58,7 +58,10 @@ def lag_of(uri: SecretStr) -> Lag:
     """
     with translated(), connect(uri, "flead lag") as connection:
         try:
-            [found] = connection.execute(_ASK, [LOCK]).fetchall()
+            try:
+                [found] = connection.execute(_ASK, [LOCK]).fetchall()
+            except psycopg.errors.UndefinedTable:  # also in the moment when a new mart takes the old one's place
+                [found] = connection.execute(_ASK, [LOCK]).fetchall()
         except psycopg.errors.UndefinedTable:
             raise Unavailable("there is no mart yet: `flead mart follow` makes it") from None
     token, behind_s, per_s, age_s, copied, to_copy, rejected, follows = found
