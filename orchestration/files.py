@@ -1,13 +1,22 @@
-"""Files that are there whole or not at all, whoever reads them while we write."""
+"""Files that are there whole or not at all, whoever reads them while we write; and the room that there is for them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from flead.errors import FleadError
+
+GB_TO_START, GB_TO_GO_ON = 2.0, 1.0
+"""Free space that a run needs. The second is for its end: a savepoint, and what is still on its way."""
+
+
+def free_gb(folder: Path) -> float:
+    """Free space where a folder lies, GB."""
+    return shutil.disk_usage(folder).free / 1e9
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from kafka.connection import wait_until_ready
 from kafka.embedded import broker_command, broker_environment
 from kafka.embedded_storage import prepare_broker
 from kafka.topics import ensure_topics
+from orchestration.files import GB_TO_START, free_gb
 from orchestration.java import find_java_home
 from orchestration.supervision import Service
 from storage.connection import connect, open_database, translated
@@ -32,7 +33,6 @@ from visualization.mart import server as postgres
 from visualization.superset import service as superset
 
 JARS = PROJECT / ".jvm" / "jars"
-FREE_DISK_GB = 2.0
 _FLINK_PATH = re.compile(r"[\w./+@,=~-]+")
 OPTIONAL = ("analytics", "archive", "dashboards", "producer")
 """What a run may do without. Analytics store what flows; without them, the small archive does. Dashboards are Superset
@@ -284,10 +284,10 @@ def preflight(settings: Settings, parts: list[Part]) -> None:
                     f"Flink's scripts cannot work under {path}, whose name holds a space or another special sign: "
                     f"{'name another with --run-dir' if path == run_dir else 'move the checkout'}"
                 )
-    free = shutil.disk_usage(run_dir).free / 1e9
-    if free < FREE_DISK_GB:
+    free = free_gb(run_dir)
+    if free < GB_TO_START:
         raise Unavailable(
-            f"only {free:.1f} GB are free under {run_dir}, a run needs {FREE_DISK_GB:g}: "
+            f"only {free:.1f} GB are free under {run_dir}, a run needs {GB_TO_START:g}: "
             "make room, delete an old run folder, or name another with --run-dir"
         )
     embedded = {"kafka", "jobmanager"} & {part.service.name for part in parts}

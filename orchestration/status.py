@@ -40,6 +40,7 @@ class Status:
     job: dict[str, Any] = field(default_factory=dict)
     mart: dict[str, Any] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
+    disk_free_gb: float | None = None
     checks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def mark_stopped(self) -> None:

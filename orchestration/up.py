@@ -14,6 +14,7 @@ from typing import TypeVar
 from config.settings import Settings
 from flead.errors import CorruptRunFolder, FleadError, Unavailable
 from kafka.topics import LOCAL_UPDATES, READINGS, ensure_topics
+from orchestration.files import GB_TO_GO_ON
 from orchestration.services import Part, declare, preflight
 from orchestration.status import Status, only_run
 from orchestration.supervision import Supervisor
@@ -187,16 +188,26 @@ class Run:
             for name in sorted(given_up - said):
                 self._say(f"{name} was given up: {_log_hint(supervisor, name)}")
             said |= given_up
-            if given_up - set(DASHBOARDS):
-                return
-            producer = self._status.producer
-            if producer.get("finished"):
-                self._say("the producer has sent everything")
-                return
-            first = producer.get("first_sent_ms") if self._options.producer else self._watcher.first_reading_ms()
-            if self._options.for_s is not None and first and time.time() - first / 1000 >= self._options.for_s:
+            if given_up - set(DASHBOARDS) or self._is_over():
                 return
             self._stopping.wait(REFRESH_S)
+
+    def _is_over(self) -> bool:
+        """Whether the end that was asked for has come, or one that nobody asked for comes near: a full disk."""
+        free, producer = self._status.disk_free_gb, self._status.producer
+        if free is not None and free < GB_TO_GO_ON:
+            self._say(
+                f"stopping while there is room for a savepoint: only {free:.1f} GB are free under "
+                f"{self._settings.run_dir}; make room, and start again with the same folder"
+            )
+            return True
+        if producer.get("finished"):
+            self._say("the producer has sent everything")
+            return True
+        first = producer.get("first_sent_ms") if self._options.producer else self._watcher.first_reading_ms()
+        if self._options.for_s is None or not first:
+            return False
+        return time.time() - first / 1000 >= self._options.for_s
 
     def _start_next(self, supervisor: Supervisor) -> None:
         """Start the next of what only looks on: after the first round, and not all at once, for all want the cores."""

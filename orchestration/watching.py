@@ -20,7 +20,7 @@ from config.settings import Settings
 from flead.errors import Unavailable
 from flink.rest import FlinkRest
 from global_server.access.tokens import SECRET_FILE, of_the_run
-from orchestration.files import write_atomically
+from orchestration.files import GB_TO_GO_ON, free_gb, write_atomically
 from orchestration.monitor import Monitor
 from orchestration.producing import Progress
 from orchestration.status import STATUS_FILE, SUMMARY_FILE, Status
@@ -116,6 +116,7 @@ class Watcher:
     def look(self, supervisor: Supervisor) -> None:
         """Look at everything once; what does not answer keeps its last value."""
         status = self.status
+        status.disk_free_gb = round(free_gb(self._settings.run_dir), 2)
         states = supervisor.states()
         with suppress(OSError, ValueError):
             status.producer = json.loads(self._produce_file.read_text())
@@ -278,6 +279,8 @@ def judge(status: Status, min_devices: int) -> dict[str, dict[str, Any]]:
             f"{unstored} records not stored yet",
         ),
     }
+    if status.disk_free_gb is not None:
+        checks["disk"] = (status.disk_free_gb >= GB_TO_GO_ON, f"{status.disk_free_gb:.1f} GB are free")
     if producer is not None:
         checks["delivered"] = (
             producer.failed == 0 and producer.delivered == producer.sent,

@@ -388,6 +388,7 @@ class TestTheEnd:
         summary = json.loads((live_run.folder / "summary.json").read_text())
         failed = {name: check["detail"] for name, check in summary["checks"].items() if not check["ok"]}
         assert failed.keys() <= {"updates"}, failed  # the bad updates above were meant to be refused
+        assert summary["checks"]["disk"]["ok"]
         assert summary["counts"]["readings"] == summary["counts"]["taken_up"] + summary["counts"]["dead_readings"]
         assert left_over(live_run) == []
         for name, value in live_run.environment.items():

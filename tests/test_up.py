@@ -19,7 +19,7 @@ from orchestration.services import check_database, declare, preflight
 from orchestration.status import STATUS_FILE, SUMMARY_FILE, Status
 from orchestration.supervision import Supervisor
 from orchestration.up import Options, Run
-from orchestration.watching import Watcher
+from orchestration.watching import Watcher, judge
 from storage.embedded import embedded_mongod
 from storage.migrations import COLLECTION, KEY, VERSION
 from tests.fixtures_storage import Mongo
@@ -137,3 +137,25 @@ class TestATerminalThatIsClosed:
         unheard._reveal("password")
         unheard._watcher.save()
         assert (tmp_path / STATUS_FILE).exists()
+
+
+class TestADiskThatFills:
+    def test_ends_a_run_in_order_while_there_is_room_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        left, said = iter([5.0, 1.2, 0.9, 0.8]), list[str]()
+        watched = Run(Settings(run_dir=tmp_path), Options([]), lambda _: None, said.append)
+
+        def look(watcher: Watcher, _: Supervisor) -> None:
+            watcher.status.disk_free_gb = next(left)
+
+        monkeypatch.setattr("orchestration.up.REFRESH_S", 0.0)
+        monkeypatch.setattr(Watcher, "look", look)
+        watched._watch(cast(Supervisor, None))  # who is not asked: all there is to see is the disk
+        assert [line for line in said if "only 0.9 GB are free" in line]
+        assert next(left) == 0.8
+
+    @pytest.mark.parametrize(("free_gb", "ok"), [(0.9, False), (1.0, True)])
+    def test_is_in_the_verdict(self, free_gb: float, ok: bool) -> None:
+        checks = judge(Status("stopping", "", "run", disk_free_gb=free_gb), 2)
+        assert checks["disk"] == {"ok": ok, "detail": f"{free_gb} GB are free"}
