@@ -1,6 +1,7 @@
 """Lag and latency of the whole pipeline at several rates: `python -m benchmarks.pipeline`.
 
-python -m benchmarks.pipeline [--rates 10,100,1000,2000,5000] [--seconds 60] [--data PATH|simulated] [--json OUT]
+python -m benchmarks.pipeline [--rates 10,100,1000,2000,5000] [--seconds 60] [--data PATH|simulated]
+                              [--without analytics,dashboards] [--json OUT]
 
 A rate is sustained where the lag does not grow from one third of the sending to its end. The lag is that of what can
 be seen from outside, so about half a second's worth of readings is always on its way.
@@ -20,11 +21,12 @@ from kafka.topics import READINGS
 from orchestration.status import Status
 
 
-def measure(rate: float, seconds: float, data: str) -> dict[str, Any]:
+def measure(rate: float, seconds: float, data: str, without: list[str]) -> dict[str, Any]:
     """One run at one rate."""
     lags: dict[str, int | None] = {"one_third": None, "two_thirds": None}
     last: Status | None = None
-    with running(rate, seconds, data) as run:
+    left_out = [option for part in without for option in ("--without", part)]
+    with running(rate, seconds, data, *left_out) as run:
         for status in run.statuses():
             first_ms = status.producer.get("first_sent_ms")
             if status.state != "running" or first_ms is None:
@@ -57,23 +59,25 @@ def main() -> None:
     parser.add_argument(
         "--data", help="a file of readings or `simulated`; default: the Intel Lab's where they lie here"
     )
+    parser.add_argument("--without", default="", help="parts that `flead up` is to leave out, commas between them")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all of it here as JSON")
     options = parser.parse_args()
     try:
         rates = [float(rate) for rate in options.rates.split(",")]
     except ValueError:
         parser.error(f"--rates {options.rates}: give numbers with commas between them")
+    without = [part for part in options.without.split(",") if part]
     data = data_named(options.data) if options.data else public_or_simulated()
     machine, source = describe(), Path(data).name
     rows: list[dict[str, Any]] = []
     for number, rate in enumerate(rates, start=1):
         print(f"{number}/{len(rates)}: {rate:g} readings per second for {options.seconds:g} s", file=sys.stderr)
         try:
-            rows.append(measure(rate, options.seconds, data))
+            rows.append(measure(rate, options.seconds, data, without))
         except RunEnded as error:  # the other rates still count
             print(f"{rate:g} per second is left out: {error}", file=sys.stderr)
         keep(options.json, {"machine": machine, "data": source, "rates": rows})
-    print(f"{machine}\nReadings: {source}\n")
+    print(f"{machine}\nReadings: {source}\nLeft out: {', '.join(without) or 'nothing'}\n")
     print(_lags(rows), _starts(rows), sep="\n\n")
     for row in rows:
         for name, detail in row["failed"].items():
