@@ -280,7 +280,7 @@ def judge(status: Status, min_devices: int) -> dict[str, dict[str, Any]]:
         ),
     }
     if status.disk_free_gb is not None:
-        checks["disk"] = (status.disk_free_gb >= GB_TO_GO_ON, f"{status.disk_free_gb:.1f} GB are free")
+        checks["disk"] = (status.disk_free_gb >= GB_TO_GO_ON, f"{status.disk_free_gb:.2f} GB are free")
     if producer is not None:
         checks["delivered"] = (
             producer.failed == 0 and producer.delivered == producer.sent,

@@ -158,4 +158,4 @@ class TestADiskThatFills:
     @pytest.mark.parametrize(("free_gb", "ok"), [(0.9, False), (1.0, True)])
     def test_is_in_the_verdict(self, free_gb: float, ok: bool) -> None:
         checks = judge(Status("stopping", "", "run", disk_free_gb=free_gb), 2)
-        assert checks["disk"] == {"ok": ok, "detail": f"{free_gb} GB are free"}
+        assert checks["disk"] == {"ok": ok, "detail": f"{free_gb:.2f} GB are free"}
