@@ -204,10 +204,10 @@ class Run:
         if producer.get("finished"):
             self._say("the producer has sent everything")
             return True
-        first = producer.get("first_sent_ms") if self._options.producer else self._watcher.first_reading_ms()
-        if self._options.for_s is None or not first:
+        if self._options.for_s is None:
             return False
-        return time.time() - first / 1000 >= self._options.for_s
+        first = producer.get("first_sent_ms") if self._options.producer else self._watcher.first_reading_ms()
+        return first is not None and time.time() - first / 1000 >= self._options.for_s
 
     def _start_next(self, supervisor: Supervisor) -> None:
         """Start the next of what only looks on: after the first round, and not all at once, for all want the cores."""

@@ -112,7 +112,7 @@ def followed(mart: Mart, mongo: Mongo) -> Iterator[Mart]:
 
 
 def _is_copied(mart: Mart) -> bool:
-    with suppress(Unavailable):  # there is none yet; or at this moment another takes its place
+    with suppress(Unavailable):  # there is none yet
         return lag_of(mart.uri()).behind_s is not None
     return False
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from pydantic import SecretStr
 
 from flead.errors import Unavailable
-from visualization.mart.connection import LOCK, connect, translated
+from visualization.mart.connection import LOCK, Connection, connect, translated
 
 SILENT_S = 3.0
 """What has not been looked at for so long, s, falls behind: a follower writes once a second, unless it waits."""
@@ -57,13 +58,10 @@ def lag_of(uri: SecretStr) -> Lag:
         where it does not answer, or there is none yet
     """
     with translated(), connect(uri, "flead lag") as connection:
-        try:
-            try:
-                [found] = connection.execute(_ASK, [LOCK]).fetchall()
-            except psycopg.errors.UndefinedTable:  # also in the moment when a new mart takes the old one's place
-                [found] = connection.execute(_ASK, [LOCK]).fetchall()
-        except psycopg.errors.UndefinedTable:
-            raise Unavailable("there is no mart yet: `flead mart follow` makes it") from None
+        # None also in the moment in which a new mart takes the old one's place: asked again, there is one.
+        found = _asked(connection) or _asked(connection)
+    if found is None:
+        raise Unavailable("there is no mart yet: `flead mart follow` makes it")
     token, behind_s, per_s, age_s, copied, to_copy, rejected, follows = found
     if token is None:
         behind_s = None
@@ -71,3 +69,11 @@ def lag_of(uri: SecretStr) -> Lag:
         behind_s += age_s
         per_s = 0.0
     return Lag(behind_s, per_s, follows, rejected, copied, to_copy)
+
+
+def _asked(connection: Connection) -> tuple[Any, ...] | None:
+    """The one row; None where there is no mart."""
+    try:
+        return connection.execute(_ASK, [LOCK]).fetchone()
+    except psycopg.errors.UndefinedTable:
+        return None
